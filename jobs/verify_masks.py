@@ -1,0 +1,52 @@
+"""Check a masks dataset against its manifest and against itself."""
+
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Final
+
+from jobs.command import run_command
+from pipeline import storage
+from pipeline.run import read_document
+from pipeline.shard import shard_uri
+from pipeline.verify import faults_of_shard
+
+_SHOWN_A_SHARD: Final = 10
+_log = logging.getLogger("everymask")
+
+
+def verify_masks(*, output: str, processes: int | None = None, remove_damaged: bool = False) -> int:
+    """Check that every shard is there and sound, has each image once, and that every RLE fits its mask.
+
+    What is wrong is named on standard output, a line each. Exit codes: 0 all is well; 1 something is wrong;
+    2 there is no run; 3 the address cannot be read.
+
+    Args:
+        output: What jobs.generate_masks was given as --output.
+        processes: Shards checked at the same time; by default as many as there are CPUs.
+        remove_damaged: Delete the shards that are wrong, so that jobs.generate_masks makes them again.
+    """
+    output = storage.canonical_uri(output)
+    document = read_document(output)
+    shards = document["manifest"]["shards"]
+    check = partial(faults_of_shard, output, document["fingerprint"])
+    faulty = 0
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=spawn) as pool:
+        for shard, faults in enumerate(pool.map(check, range(shards))):
+            faulty += bool(faults)
+            for fault in faults[:_SHOWN_A_SHARD]:
+                print(fault)
+            if len(faults) > _SHOWN_A_SHARD:
+                print(f"... and {len(faults) - _SHOWN_A_SHARD} more in this shard")
+            if faults and remove_damaged:
+                storage.delete(shard_uri(output, shard))
+    images = document["manifest"]["images"]
+    _log.info("%d images in %d shards: %d shards are not sound", images, shards, faulty)
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    run_command(verify_masks, "jobs.verify_masks")

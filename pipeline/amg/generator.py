@@ -1,0 +1,166 @@
+"""Automatic mask generation: every mask of an image.
+
+The masks are those of `segment_anything.SamAutomaticMaskGenerator`; the order of work is not. The predicted
+IoU decides before a mask is made, stability and box are measured before a mask is stored, and duplicates
+are dropped before a mask is encoded.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.utils.amg import build_all_layer_point_grids, generate_crop_boxes
+
+from pipeline.amg import filters, rle
+from pipeline.amg.candidates import Candidates, concatenate
+from pipeline.amg.mask import Mask
+from pipeline.amg.regions import without_small_regions
+from pipeline.amg.resize import MaskResizer
+from pipeline.config import AmgConfig
+from pipeline.errors import ImageError
+from pipeline.model.sam import Embedding, SamModel
+from schemas.masks import Status
+
+
+class MaskGenerator:
+    """Finds all masks of an image by prompting a SAM model with a grid of points."""
+
+    def __init__(self, model: SamModel, **arguments: Any) -> None:
+        """Take a model and the arguments of `SamAutomaticMaskGenerator`.
+
+        Args:
+            model: From `pipeline.model.load_model`.
+            **arguments: See `pipeline.config.AmgConfig` for names, meanings and defaults. They are the
+                reference's, but for `output_mode`, which is "coco_rle" unless said otherwise.
+
+        Raises:
+            pydantic.ValidationError: (a ValueError) an argument is unknown or out of range.
+        """
+        self.model = model
+        self.config = config = AmgConfig(**arguments)
+        if config.point_grids is not None:
+            self._point_grids = [np.array(grid).reshape(-1, 2) for grid in config.point_grids]
+        else:
+            self._point_grids = build_all_layer_point_grids(
+                config.points_per_side, config.crop_n_layers, config.crop_n_points_downscale_factor
+            )
+
+    def generate(self, rgb_HW3: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """All masks of one image.
+
+        Args:
+            rgb_HW3: uint8, channels in the order red, green, blue.
+
+        Returns:
+            A dict a mask: `segmentation` (COCO RLE, or as `output_mode` says), `area` in pixels, `bbox`
+            x, y, width, height, `predicted_iou`, `point_coords` the prompt's [[x, y]], `stability_score`,
+            `crop_box` x, y, width, height of the crop it was found in.
+
+        Raises:
+            ImageError: the device's memory does not suffice for one prompt.
+            ValueError: not an H x W x 3 array of uint8.
+        """
+        if rgb_HW3.dtype != np.uint8 or rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3:
+            raise ValueError(f"an image is uint8 H x W x 3, not {rgb_HW3.dtype} {rgb_HW3.shape}")
+        config = self.config
+        crop_boxes, layers = generate_crop_boxes(
+            rgb_HW3.shape[:2], config.crop_n_layers, config.crop_overlap_ratio
+        )
+        masks = [
+            mask
+            for crop_box, layer in zip(crop_boxes, layers, strict=True)
+            for mask in self.masks_of_crop(rgb_HW3, crop_box, self._point_grids[layer])
+        ]
+        if len(crop_boxes) > 1:
+            masks = _distinct_across_crops(masks, config.crop_nms_thresh)
+        if config.min_mask_region_area > 0:
+            box_iou = max(config.box_nms_thresh, config.crop_nms_thresh)
+            masks = without_small_regions(masks, config.min_mask_region_area, box_iou)
+        return [mask.record(config.output_mode) for mask in masks]
+
+    def masks_of_crop(
+        self, rgb_HW3: NDArray[np.uint8], crop_box_xyxy: list[int], grid_N2: NDArray[np.float64]
+    ) -> list[Mask]:
+        """The distinct masks of one crop, in the image's frame, best predicted IoU first.
+
+        Args:
+            rgb_HW3: The whole image.
+            crop_box_xyxy: The part to look at.
+            grid_N2: Prompts x, y in 0..1 of the crop.
+        """
+        image_size = rgb_HW3.shape[:2]
+        left, top, right, bottom = crop_box_xyxy
+        embedding = self.model.encode(rgb_HW3[top:bottom, left:right])
+        resizer = MaskResizer(embedding, self.model.image_size, self.config.memory_budget)
+        points_N2 = grid_N2 * [right - left, bottom - top]
+        step = self.config.points_per_batch
+        candidates = concatenate(
+            [
+                filters.whole(part, crop_box_xyxy, image_size)
+                for start in range(0, len(points_N2), step)
+                for part in self._candidates(embedding, resizer, points_N2, slice(start, start + step))
+            ]
+        )
+        candidates = filters.distinct(candidates, self.config.box_nms_thresh)
+        rles = [
+            encoded
+            for masks in resizer.masks(candidates.logits_NSS)
+            for encoded in rle.encode_in_image(masks, crop_box_xyxy, image_size)
+        ]
+        boxes = candidates.boxes_N4_xyxy.cpu() + torch.tensor([left, top, left, top])
+        points = points_N2[candidates.prompts_N.cpu().numpy()] + [left, top]
+        return [
+            Mask(*fields, crop_box_xyxy)
+            for fields in zip(
+                rles,
+                boxes.tolist(),
+                candidates.predicted_iou_N.tolist(),
+                points.tolist(),
+                candidates.stability_score_N.tolist(),
+                strict=True,
+            )
+        ]
+
+    def _candidates(
+        self, embedding: Embedding, resizer: MaskResizer, points_N2: NDArray[np.float64], prompts: slice
+    ) -> list[Candidates]:
+        """The confident, stable candidates of some prompts; of half as many at a time if memory runs out."""
+        try:
+            return [self._candidates_at_once(embedding, resizer, points_N2, prompts)]
+        except torch.OutOfMemoryError as error:
+            start, stop, _ = prompts.indices(len(points_N2))
+            if stop - start == 1:
+                raise ImageError(
+                    Status.OUT_OF_MEMORY, f"no memory for one prompt on {self.model.device}: {error}"
+                ) from error
+            middle = (start + stop) // 2
+        torch.cuda.empty_cache()
+        return [
+            part
+            for half in (slice(start, middle), slice(middle, stop))
+            for part in self._candidates(embedding, resizer, points_N2, half)
+        ]
+
+    def _candidates_at_once(
+        self, embedding: Embedding, resizer: MaskResizer, points_N2: NDArray[np.float64], prompts: slice
+    ) -> Candidates:
+        predictions = self.model.predict(embedding, points_N2[prompts])
+        iou_N3 = predictions.iou_N3
+        threshold = self.config.pred_iou_thresh
+        confident_N3 = iou_N3 > (threshold if threshold > 0 else -torch.inf)
+        logits = self.model.upscale(predictions, confident_N3)
+        measured = resizer.measure(logits, self.config.stability_score_offset)
+        prompts_N = confident_N3.nonzero()[:, 0] + prompts.start
+        candidates = Candidates(logits, iou_N3[confident_N3], *measured, prompts_N)
+        return filters.stable(candidates, self.config.stability_score_thresh)
+
+
+def _distinct_across_crops(masks: list[Mask], box_iou: float) -> list[Mask]:
+    """Drop duplicates found in several crops; the smaller crop's mask stays."""
+    if not masks:
+        return masks
+    left, top, right, bottom = torch.tensor([mask.crop_box_xyxy for mask in masks]).T
+    boxes = torch.tensor([mask.box_xyxy for mask in masks])
+    keep = filters.nms(boxes, 1 / ((right - left) * (bottom - top)), box_iou)
+    return [masks[i] for i in keep.tolist()]

@@ -1,0 +1,63 @@
+"""COCO run-length encoding, by pycocotools."""
+
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+
+class Rle(TypedDict):
+    """A mask as compressed COCO RLE."""
+
+    size: list[int]
+    """Height and width."""
+    counts: str
+
+
+def encode_in_image(masks_KWH: torch.Tensor, crop_box_xyxy: list[int], image_size: tuple[int, int]) -> list[Rle]:
+    """Encode a crop's masks as masks of the whole image.
+
+    Args:
+        masks_KWH: Bool masks of the crop, transposed.
+        crop_box_xyxy: Where the crop lies in the image.
+        image_size: The image's height and width.
+    """
+    height, width = image_size
+    left, top, right, bottom = crop_box_xyxy
+    masks = masks_KWH.view(torch.uint8).cpu().numpy()
+    if masks.shape[1:] != (width, height):
+        canvas = np.zeros((len(masks), width, height), dtype=np.uint8)
+        canvas[:, left:right, top:bottom] = masks
+        masks = canvas
+    # The transpose of a C-contiguous K x W x H is the Fortran-ordered H x W x K that pycocotools reads.
+    return [_text(rle) for rle in coco.encode(masks.transpose(2, 1, 0))]
+
+
+def encode(mask_HW: NDArray[np.bool_]) -> Rle:
+    """Encode one mask."""
+    return _text(coco.encode(np.asfortranarray(mask_HW, dtype=np.uint8)))
+
+
+def decode(rle: Rle) -> NDArray[np.bool_]:
+    """The mask H x W of an RLE."""
+    decoded: NDArray[np.uint8] = coco.decode(rle)
+    return decoded.view(np.bool_)
+
+
+def area(rle: Rle) -> int:
+    """Pixels in the mask."""
+    return int(coco.area(rle))
+
+
+def uncompressed(rle: Rle) -> dict[str, Any]:
+    """The same with `counts` as a list: lengths of alternating runs down the columns, background first."""
+    pixels = decode(rle).ravel(order="F")
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    counts = np.diff([0, *changes, pixels.size]).tolist()
+    return {"size": rle["size"], "counts": [0, *counts] if pixels[0] else counts}
+
+
+def _text(rle: dict[str, Any]) -> Rle:
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}

@@ -1,0 +1,136 @@
+"""Before a worker takes its first image: does the model see what it should?
+
+Weights that were never loaded, batch normalisation left in training mode, colours in the wrong order or
+crops prompted in the wrong frame give masks without any error. This finds them, on one small known picture.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.amg.generator import MaskGenerator
+from pipeline.amg.mask import Mask
+from pipeline.config import ModelConfig
+from pipeline.errors import CheckpointError, SelfCheckError
+from pipeline.model import load_model
+from pipeline.model.sam import PIXEL_MEAN, PIXEL_STD, SamModel
+
+# Within 20 pixels of the picture's edges, so that no mask is dropped for touching the crop's.
+_CROP: Final = [8, 6, 120, 88]
+_GRID: Final = np.array([[0.3, 0.4]])
+_TOLERANCE: Final = {"fp32": 2e-3, "bf16": 0.15}
+
+
+def checked_model(config: ModelConfig) -> SamModel:
+    """Load the model that the settings name, and check it.
+
+    Raises:
+        CheckpointError, SettingsError, StorageError: as `load_model`.
+        SelfCheckError: as `self_check`.
+    """
+    model = load_model(config.address, config.device, config.precision, config.image_size)
+    if config.model not in {None, model.architecture}:
+        raise CheckpointError(f"{config.address} holds {model.architecture}, not {config.model}.")
+    self_check(model)
+    return model
+
+
+def self_check(model: SamModel) -> None:
+    """Check a model that was just loaded.
+
+    Always: eval mode, weights loaded and finite, colours normalised in the order red, green, blue, crops
+    prompted in their own frame. Where the checkpoint holds the answers of its own weights: those too.
+
+    Raises:
+        SelfCheckError: names what is wrong.
+    """
+    _check_structure(model)
+    _check_colours(model)
+    observed = observe(model)
+    if model.expected is None:
+        return
+    tolerance = _TOLERANCE[model.precision]
+    for what, values in model.expected.items():
+        difference = float(np.abs(np.subtract(observed[what], values)).max())
+        if not difference <= tolerance:
+            raise SelfCheckError(
+                f"On the known picture the model's {what} differs by {difference:.3g} from what the checkpoint "
+                f"says of its own weights (tolerance {tolerance}): the weights, the preprocessing or this "
+                "machine's arithmetic are not those that made them."
+            )
+
+
+def observe(model: SamModel) -> dict[str, Any]:
+    """What a model makes of the known picture; a checkpoint may carry it as what is expected.
+
+    Raises:
+        SelfCheckError: a crop's prompts or masks are in the wrong frame, or values are not finite.
+    """
+    picture = known_picture()
+    left, top, right, bottom = _CROP
+    embedding = model.encode(picture[top:bottom, left:right])
+    corner = np.array([left, top])
+    point = _GRID * [right - left, bottom - top]
+    iou = model.predict(embedding, point).iou_N3[0]
+    generator = MaskGenerator(model, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0)
+    masks = generator.masks_of_crop(picture, _CROP, _GRID)
+    _check_frame(masks, iou, (corner + point)[0].tolist())
+    samples = embedding.features_1CHW[0, ::32, 3::13, 5::13].flatten()
+    return {"embedding": samples.tolist(), "predicted_iou": iou.tolist()}
+
+
+def known_picture() -> NDArray[np.uint8]:
+    """A red disc and a blue rectangle on a green ramp, 96 x 128: unlike itself in any other channel order."""
+    y, x = np.mgrid[:96, :128]
+    picture = np.stack([20 + 0 * x, 40 + x, 60 + y // 2], axis=2)
+    picture[(x - 42) ** 2 + (y - 40) ** 2 < 24**2] = (220, 40, 30)
+    picture[50:84, 76:112] = (30, 60, 230)
+    return picture.astype(np.uint8)
+
+
+def _check_structure(model: SamModel) -> None:
+    if not model.weights_sha256:
+        raise SelfCheckError("No weights were loaded into the model.")
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise SelfCheckError(f"{len(training)} modules are in training mode, the first {training[0]}.")
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise SelfCheckError(f"{len(broken)} weights are not finite, the first {broken[0]}.")
+
+
+def _check_colours(model: SamModel) -> None:
+    red = np.zeros((2, 2, 3), dtype=np.uint8)
+    red[..., 0] = 255
+    seen = model.preprocess(red)[0][0, :, 0, 0].cpu()
+    right = (torch.tensor([255.0, 0.0, 0.0]) - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    if not torch.allclose(seen, right, atol=1e-5):
+        raise SelfCheckError(
+            f"Pure red reaches the encoder as {seen.tolist()}, not {right.tolist()}: colours are not in the "
+            "order red, green, blue, or normalised otherwise."
+        )
+
+
+def _check_frame(masks: list[Mask], iou_3: torch.Tensor, point: list[float]) -> None:
+    left, top, right, bottom = _CROP
+    found = sorted(mask.predicted_iou for mask in masks)
+    if not np.allclose(found, sorted(iou_3.tolist()), atol=1e-4):
+        raise SelfCheckError(
+            f"A prompt in a crop gives the predicted IoUs {found}, the same prompt in the crop alone "
+            f"{sorted(iou_3.tolist())}: crops are prompted in the wrong frame."
+        )
+    for mask in masks:
+        x0, y0, x1, y1 = mask.box_xyxy
+        inside = (left <= x0 <= x1 < right and top <= y0 <= y1 < bottom) or mask.box_xyxy == [
+            left,
+            top,
+            left,
+            top,
+        ]
+        if not inside or not np.allclose(mask.point, point):
+            raise SelfCheckError(
+                f"A mask of the crop {_CROP} has the box {mask.box_xyxy} and the prompt {mask.point}, where "
+                f"{point} was prompted: masks of crops are in the wrong frame."
+            )

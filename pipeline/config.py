@@ -1,0 +1,161 @@
+"""The settings of a run: frozen, validated where they are made. And its fingerprint.
+
+Two runs with the same fingerprint write the same rows, so one may go on where the other stopped.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Final, Literal, Self
+
+from cyclopts import Parameter
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+
+import pipeline
+from schemas import manifest, masks
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PointGrid = tuple[tuple[Fraction, Fraction], ...]
+OutputMode = Literal["coco_rle", "uncompressed_rle", "binary_mask"]
+
+# How the command line shows a setting.
+_FLAT: Final = Parameter(name="*")
+_NOT_A_FLAG: Final = Parameter(parse=False, show=False)
+
+
+def _as_tuples(grids: Any) -> Any:
+    """Accept arrays, as segment-anything does."""
+    return grids if grids is None else tuple(tuple(map(tuple, grid)) for grid in grids)
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class AmgConfig(_Settings):
+    """Automatic mask generation: the arguments and defaults of `SamAutomaticMaskGenerator`."""
+
+    points_per_side: Annotated[int | None, Field(ge=1)] = 32
+    """Points along one side of the grid; the total is its square. None where `point_grids` is given."""
+    points_per_batch: Annotated[int, Field(ge=1)] = 64
+    """Prompts decoded at once. Changes speed and memory, not masks."""
+    pred_iou_thresh: float = 0.88
+    """Keep masks whose predicted IoU is above this; 0 or less keeps all."""
+    stability_score_thresh: float = 0.95
+    """Keep masks whose stability score is at least this; 0 or less keeps all."""
+    stability_score_offset: float = 1.0
+    """How far the threshold is moved, in logits, to measure the stability score."""
+    box_nms_thresh: float = 0.7
+    """Box IoU above which the mask of the lower predicted IoU is a duplicate, within a crop."""
+    crop_n_layers: Annotated[int, Field(ge=0, le=8)] = 0
+    """Layers of crops to run on besides the whole image; layer i has 4^i crops."""
+    crop_nms_thresh: float = 0.7
+    """Box IoU above which masks of different crops are duplicates; the smaller crop's stays."""
+    crop_overlap_ratio: Fraction = 512 / 1500
+    """Overlap of neighbouring crops, as a share of the image's shorter side; halved by each layer."""
+    crop_n_points_downscale_factor: Annotated[int, Field(ge=1)] = 1
+    """Points along a side in crop layer i are divided by this to the power of i."""
+    point_grids: Annotated[tuple[PointGrid, ...] | None, BeforeValidator(_as_tuples), _NOT_A_FLAG] = None
+    """Explicit grids of x, y in 0..1, one a crop layer, in place of `points_per_side`."""
+    min_mask_region_area: Annotated[int, Field(ge=0)] = 0
+    """Remove islands and holes smaller than this many pixels; 0 leaves masks as they are."""
+    output_mode: Annotated[OutputMode, _NOT_A_FLAG] = "coco_rle"
+    """Form of `segmentation`: compressed COCO RLE, uncompressed RLE, or a bool array H x W."""
+    memory_budget: Annotated[ByteSize, Field(gt=0)] = ByteSize(2**30)
+    """Bytes that masks at the image's size may take at once; one mask is always allowed."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_points(self) -> Self:
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise ValueError("give points_per_side or point_grids, and the other as None")
+        if self.point_grids is not None and len(self.point_grids) != self.crop_n_layers + 1:
+            raise ValueError(f"{len(self.point_grids)} point_grids, {self.crop_n_layers + 1} crop layers")
+        return self
+
+
+class ModelConfig(_Settings):
+    """Which model, and how it runs."""
+
+    model: Literal["mobile_sam", "vit_b", "vit_l", "vit_h"] | None = None
+    """Published weights to fetch, mobile_sam by default; with a checkpoint, what it must be."""
+    checkpoint: str | None = None
+    """URI of a .pt, .pth or .safetensors file to use instead of published weights."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where the model runs; auto takes the first of cuda, mps, cpu that is there."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32 gives the reference's masks; bf16 is faster and approximate."""
+    image_size: Annotated[int | None, Field(ge=64, multiple_of=16)] = None
+    """Side of the encoder's input; by default what the weights were made for, else 1024."""
+
+    @property
+    def address(self) -> str:
+        """What `load_model` takes: the checkpoint, or a model's name."""
+        return self.checkpoint or self.model or "mobile_sam"
+
+
+class ImagesConfig(_Settings):
+    """How images are read."""
+
+    max_pixels: Annotated[int, Field(gt=0)] = 200_000_000
+    """Images of more pixels get the status too_large."""
+    max_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(2**30)
+    """Files of more bytes get the status too_large."""
+    read_ahead: Annotated[int, Field(ge=1, le=256)] = 8
+    """Images that a worker reads and decodes ahead."""
+
+
+class ClusterConfig(_Settings):
+    """What a worker is given by Ray."""
+
+    num_workers: Annotated[int | None, Field(ge=1)] = None
+    """Workers at most, each with one model; by default as many as the cluster's GPUs or CPUs allow."""
+    gpus_per_worker: Annotated[float | None, Field(ge=0)] = None
+    """GPUs a worker claims; by default 1 on CUDA, else 0. 0.5 puts two workers on one GPU."""
+    cpus_per_worker: Annotated[float | None, Field(gt=0)] = None
+    """CPUs a worker claims; by default 1 with a GPU, else up to 4. Also its number of threads."""
+
+
+class RunConfig(_Settings):
+    """One run of `jobs.generate_masks`."""
+
+    images: str
+    """Folder, prefix, glob, list file, tar or Parquet file, on any fsspec filesystem."""
+    output: str
+    """Folder or prefix that receives run.json, manifest/, masks/ and summary.json."""
+    images_per_shard: Annotated[int, Field(ge=1)] = 256
+    """Images a Parquet file; also what a killed worker loses at most."""
+    overwrite: bool = False
+    """Delete what the output holds of another run, and start anew."""
+    retry_failed: bool = False
+    """Do the finished shards again that hold failed images."""
+    max_failure_rate: Fraction = 0.5
+    """Stop when more than this share of the images fail (judged after 100 images, or at the end)."""
+    allow_empty: bool = False
+    """An address without images gives an empty dataset instead of an error."""
+    amg: Annotated[AmgConfig, _FLAT] = AmgConfig()
+    model: Annotated[ModelConfig, _FLAT] = ModelConfig()
+    reading: Annotated[ImagesConfig, _FLAT] = ImagesConfig()
+    cluster: Annotated[ClusterConfig, _FLAT] = ClusterConfig()
+
+    def determinants(self, weights_sha256: str, image_size: int) -> dict[str, Any]:
+        """All that decides what the rows say, as JSON. What only changes speed is left out.
+
+        Args:
+            weights_sha256: Of the checkpoint that was loaded.
+            image_size: That the loaded model runs at.
+        """
+        return {
+            "images": self.images,
+            "images_per_shard": self.images_per_shard,
+            "amg": self.amg.model_dump(mode="json", exclude={"points_per_batch", "memory_budget"}),
+            "precision": self.model.precision,
+            "image_size": image_size,
+            "reading": self.reading.model_dump(mode="json", exclude={"read_ahead"}),
+            "weights_sha256": weights_sha256,
+            "code": pipeline.__version__,
+            "schema": {"manifest": manifest.SCHEMA_VERSION, "masks": masks.SCHEMA_VERSION},
+        }
+
+
+def fingerprint(determinants: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, of a run's determinants."""
+    return hashlib.sha256(json.dumps(determinants, sort_keys=True).encode()).hexdigest()

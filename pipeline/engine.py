@@ -1,0 +1,217 @@
+"""The Ray graph: shard numbers in, a pool of actors with one model each, shard summaries out.
+
+Ray Data schedules, restarts and scales; correctness does not lean on it. A shard's file is the truth, a
+worker that repeats a shard writes the same rows under the same name, and what Ray drops is missed at the
+end. Pixels and masks never travel through Ray's object store.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+if "RAY_ADDRESS" not in os.environ:
+    # A Ray of our own listens on the loopback interface only. Ray reads this when it is imported.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from numpy.typing import NDArray
+
+from pipeline.amg import MaskGenerator
+from pipeline.amg.selfcheck import checked_model
+from pipeline.config import RunConfig
+from pipeline.errors import CheckpointError, SettingsError, TooManyFailures
+from pipeline.progress import Progress
+from pipeline.run import Run
+from pipeline.shard import ShardSummary, make_shard
+
+_ATTEMPTS: Final = 6  # a shard that has killed its worker this often is left missing, and the run says so
+_JUDGED_AFTER: Final = 100  # images, before the failure rate means anything
+_REPORT_SECONDS: Final = 1.0
+_log = logging.getLogger("everymask")
+_Batch = dict[str, NDArray[Any]]
+
+
+def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
+    """Make shards on a Ray cluster, or on a local Ray of our own, and show progress.
+
+    `$RAY_ADDRESS` says which cluster, and `ray job submit` sets it; without it a local Ray is started.
+
+    Args:
+        run: The run they belong to.
+        shards: Their numbers.
+
+    Yields:
+        Each finished shard's summary, as they finish. A shard that failed is not among them.
+
+    Raises:
+        SettingsError: the local machine lacks the device.
+        TooManyFailures: as `max_failure_rate` says. Finished shards stay.
+    """
+    if not shards:
+        return
+    config = run.config
+    images_to_do = sum(_images_in(shard, run) for shard in shards)
+    ray.init(os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING)
+    progress = Progress(run.images, run.images - images_to_do)
+    try:
+        board: Any = ray.remote(num_cpus=0)(_Board).remote()
+        finished: queue.SimpleQueue[ShardSummary | Exception | None] = queue.SimpleQueue()
+        dataset = _dataset(run, shards, board)
+        threading.Thread(target=_drain, args=(dataset, finished), daemon=True).start()
+        images = masks = failed = 0
+        while True:
+            try:
+                item = finished.get(timeout=_REPORT_SECONDS)
+            except queue.Empty:
+                pass
+            else:
+                if item is None:
+                    return
+                if isinstance(item, Exception):
+                    raise item
+                images, masks, failed = images + item.images, masks + item.masks, failed + item.failed
+                yield item
+            in_work = ray.get(board.read.remote())
+            counts = (images + in_work[0], masks + in_work[1], failed + in_work[2])
+            progress.show(*counts)
+            _judge(counts[2], counts[0], images_to_do, config.max_failure_rate)
+    finally:
+        progress.close()
+        ray.shutdown()
+
+
+class ShardWorker:
+    """An actor's life: load the model once, then make shards."""
+
+    def __init__(self, config: RunConfig, provenance: dict[str, Any], board: Any, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._config, self._provenance, self._board = config, provenance, board
+        model = checked_model(config.model)
+        expected = provenance["determinants"]["weights_sha256"]
+        if model.weights_sha256 != expected:
+            raise CheckpointError(f"{config.model.address} has changed since the run began: {expected} then.")
+        self._generator = MaskGenerator(model, **config.amg.model_dump())
+
+    def __call__(self, batch: _Batch) -> _Batch:
+        """Make the one shard of a batch.
+
+        Raises:
+            RuntimeError: it has killed its worker too often. Ray drops a call that raises, and repeats one whose
+                worker died without end.
+        """
+        (shard,) = batch["shard"].tolist()
+        if ray.get(self._board.begin.remote(shard)) > _ATTEMPTS:
+            raise RuntimeError(f"shard {shard} has killed its worker {_ATTEMPTS} times; it is left out")
+        reported = 0.0
+
+        def on_image(images: int, masks: int, failed: int) -> None:
+            nonlocal reported
+            if time.monotonic() - reported >= _REPORT_SECONDS:
+                reported = time.monotonic()
+                self._board.report.remote(shard, images, masks, failed)
+
+        try:
+            summary = make_shard(shard, self._config, self._generator, self._provenance, on_image)
+        except torch.AcceleratorError:
+            # A CUDA error stays in its process for good. Ray starts another, which does the shard again.
+            _log.exception("the device failed; starting this worker anew")
+            os._exit(1)
+        self._board.forget.remote(shard)
+        return {"summary": np.array([summary.to_json()])}
+
+
+class _Board:
+    """An actor where workers post how far their shards are, and which outlives them."""
+
+    def __init__(self) -> None:
+        self._shards: dict[int, tuple[int, int, int]] = {}
+        self._attempts: Counter[int] = Counter()
+
+    def begin(self, shard: int) -> int:
+        """Which attempt at the shard this is, from 1."""
+        self._attempts[shard] += 1
+        self._shards.pop(shard, None)
+        return self._attempts[shard]
+
+    def report(self, shard: int, images: int, masks: int, failed: int) -> None:
+        self._shards[shard] = (images, masks, failed)
+
+    def forget(self, shard: int) -> None:
+        self._shards.pop(shard, None)
+        del self._attempts[shard]
+
+    def read(self) -> tuple[int, int, int]:
+        """Images, masks and failures of the shards in work."""
+        rows = [(0, 0, 0), *self._shards.values()]
+        images, masks, failed = (sum(column) for column in zip(*rows, strict=True))
+        return images, masks, failed
+
+
+def _dataset(run: Run, shards: list[int], board: Any) -> ray.data.Dataset:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # a failed shard must not end the others; it is missed at the end
+    context.max_consecutive_actor_init_deaths = 3
+    context.execution_no_progress_timeout_s = -1  # a cluster may take long to find a machine
+    workers, cpus, gpus = _resources(run.config)
+    # One block a shard, made here: repartitioning would need a CPU of its own, which workers may hold.
+    dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in shards])
+    dataset.set_name("everymask")
+    return dataset.map_batches(
+        ShardWorker,
+        batch_size=1,
+        num_cpus=cpus,
+        num_gpus=gpus,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=min(workers, len(shards)), max_tasks_in_flight_per_actor=2
+        ),
+        fn_constructor_args=(run.config, run.provenance, board, max(1, int(cpus))),
+    )
+
+
+def _drain(dataset: ray.data.Dataset, finished: "queue.SimpleQueue[ShardSummary | Exception | None]") -> None:
+    """In a thread of its own: Ray's results, its failure, or None at the end."""
+    try:
+        for row in dataset.iter_rows():
+            finished.put(ShardSummary.from_json(row["summary"]))
+    except Exception as error:  # noqa: BLE001 (raised again by the thread that reads the queue)
+        finished.put(error)
+    else:
+        finished.put(None)
+
+
+def _resources(config: RunConfig) -> tuple[int, float, float]:
+    """Workers at most, and the CPUs and GPUs of each."""
+    cluster, there = config.cluster, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    on_gpu = config.model.device == "cuda" or (config.model.device == "auto" and there.get("GPU", 0) > 0)
+    gpus = cluster.gpus_per_worker if cluster.gpus_per_worker is not None else float(on_gpu)
+    if gpus and not there.get("GPU"):
+        if "RAY_ADDRESS" not in os.environ:
+            raise SettingsError("There is no GPU here; use --device cpu, or a cluster's RAY_ADDRESS.")
+        _log.warning("The cluster has no GPU yet; waiting for the autoscaler to bring one.")
+    cpus = cluster.cpus_per_worker or (1.0 if on_gpu else min(4.0, there["CPU"]))
+    fitting = there.get("GPU", 0) / gpus if gpus else there["CPU"] / cpus
+    return cluster.num_workers or max(1, int(fitting)), cpus, gpus
+
+
+def _images_in(shard: int, run: Run) -> int:
+    size = run.config.images_per_shard
+    return min(size, run.images - shard * size)
+
+
+def _judge(failed: int, images: int, images_to_do: int, max_rate: float) -> None:
+    if images >= min(_JUDGED_AFTER, images_to_do) and failed > max_rate * images:
+        raise TooManyFailures(
+            f"{failed} of {images} images failed, more than --max-failure-rate {max_rate} allows. Finished "
+            "shards are kept; summary.json counts the failures by reason, each row's error says more."
+        )

@@ -1,0 +1,204 @@
+"""The manifest: the immutable, numbered listing of a run's images, and its shards.
+
+It is written once, from a listing in any order, and always comes out the same: sorted by where the bytes lie,
+so that a shard's images are neighbours, without repeated URIs, numbered from 0. Sorting is done outside
+memory: sorted runs of `ROWS_IN_MEMORY` rows on local disk, then one merge.
+
+Shard k is row group k % SHARDS_PER_PART of `manifest/part-{k // SHARDS_PER_PART:05d}.parquet`.
+"""
+
+import hashlib
+import heapq
+import io
+import itertools
+import json
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.errors import SettingsError, StorageError
+from pipeline.sources import ImageRef
+from schemas.manifest import MANIFEST_SCHEMA
+
+SHARDS_PER_PART: Final = 256
+"""Row groups of a part: a part is made in memory, and its footer is read once for each of its shards."""
+ROWS_IN_MEMORY: Final = 200_000
+"""Rows of one sorted run, about 500 bytes each."""
+RUNS_OPEN: Final = 256
+"""Runs merged at once: each is an open file and `_RUN_BATCH` rows in memory."""
+
+_RUN_BATCH: Final = 1024
+_RUN_SCHEMA: Final = pa.schema([field for field in MANIFEST_SCHEMA if field.name != "image_id"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestInfo:
+    """What was written. `digest`: SHA-256 over every row but its number, as 64 hexadecimal digits."""
+
+    images: int
+    shards: int
+    duplicates: int
+    digest: str
+
+
+class ManifestRow(NamedTuple):
+    """One numbered image."""
+
+    image_id: int
+    ref: ImageRef
+
+
+def write_manifest(
+    images: Iterable[ImageRef],
+    output_uri: str,
+    *,
+    images_per_shard: int,
+    rows_in_memory: int = ROWS_IN_MEMORY,
+) -> ManifestInfo:
+    """Sort, number and write the listing to `output_uri`/manifest/, in place of a manifest that is there.
+
+    Each part appears whole or not at all, but not all parts at once: what says that the manifest is complete
+    has to be written after it. A listing without images gives one part without rows.
+
+    Raises:
+        SettingsError: `images_per_shard` is below 1.
+        StorageError: it cannot be written, or the images not be listed.
+    """
+    if images_per_shard < 1:
+        raise SettingsError(f"images_per_shard is {images_per_shard}; it must be 1 or more")
+    digest = hashlib.sha256()
+    count = duplicates = 0
+
+    def numbered(refs: Iterator[ImageRef]) -> Iterator[ManifestRow]:
+        nonlocal count, duplicates
+        before = None
+        for ref in refs:
+            if ref.uri == before:
+                duplicates += 1
+            else:
+                digest.update(json.dumps(ref).encode())
+                yield ManifestRow(count, ref)
+                count += 1
+                before = ref.uri
+
+    with tempfile.TemporaryDirectory(prefix="everymask-manifest-") as folder:
+        refs = _sorted(images, Path(folder), rows_in_memory)
+        _write_parts(numbered(refs), output_uri, images_per_shard)
+    return ManifestInfo(
+        images=count, shards=-(-count // images_per_shard), duplicates=duplicates, digest=digest.hexdigest()
+    )
+
+
+def read_shard(output_uri: str, shard: int) -> list[ManifestRow]:
+    """The images of one shard, in order: one footer and one row group, by range reads.
+
+    Raises:
+        StorageError: the manifest is not there, has no such shard, or cannot be read.
+    """
+    uri = _part_uri(output_uri, shard // SHARDS_PER_PART)
+    try:
+        with storage.open_input(uri) as file:
+            parquet = pq.ParquetFile(file)
+            if shard < 0 or shard % SHARDS_PER_PART >= parquet.num_row_groups:
+                raise StorageError(f"the manifest {storage.redact(uri)} has no shard {shard}")
+            table = parquet.read_row_group(shard % SHARDS_PER_PART)
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"the manifest {storage.redact(uri)} is damaged: {error}") from error
+    columns = [table.column(name).to_pylist() for name in MANIFEST_SCHEMA.names]
+    return [ManifestRow(image_id, ImageRef(*ref)) for image_id, *ref in zip(*columns, strict=True)]
+
+
+def _part_uri(output_uri: str, part: int) -> str:
+    return f"{storage.canonical_uri(output_uri)}/manifest/part-{part:05d}.parquet"
+
+
+def _write_parts(rows: Iterator[ManifestRow], output_uri: str, images_per_shard: int) -> None:
+    shards = iter(lambda: list(itertools.islice(rows, images_per_shard)), [])
+    first = next(shards, [])
+    names = set()
+    for part in itertools.count():
+        uri = _part_uri(output_uri, part)
+        storage.write_atomic(
+            uri, _part_bytes(itertools.chain([first], itertools.islice(shards, SHARDS_PER_PART - 1)))
+        )
+        names.add(uri.rpartition("/")[2])
+        if not (first := next(shards, [])):
+            break
+    folder = uri.rpartition("/")[0]
+    for name in storage.list_names(folder):
+        if name.startswith("part-") and name not in names:  # of a longer manifest that was here
+            storage.delete(f"{folder}/{name}")
+
+
+def _part_bytes(shards: Iterable[list[ManifestRow]]) -> bytes:
+    """A Parquet file with one row group a shard."""
+    buffer = io.BytesIO()
+    # Statistics are half of the footer, which every read of a shard reads.
+    with pq.ParquetWriter(
+        buffer,
+        MANIFEST_SCHEMA,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=["image_id"],
+    ) as writer:
+        for rows in shards:
+            if rows:
+                writer.write_table(_table(MANIFEST_SCHEMA, ((row.image_id, *row.ref) for row in rows)), len(rows))
+    return buffer.getvalue()
+
+
+def _table(schema: pa.Schema, rows: Iterable[tuple[object, ...]]) -> pa.Table:
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+# Sorting outside memory
+
+
+def _order(ref: ImageRef) -> tuple[str, int, str, int, str]:
+    """By where the bytes lie; the rest decides between repeated URIs, so that the same one is always kept."""
+    size = -1 if ref.size is None else ref.size
+    return ref.container or ref.uri, ref.position or 0, ref.uri, size, ref.etag or ""
+
+
+def _sorted(images: Iterable[ImageRef], folder: Path, rows_in_memory: int) -> Iterator[ImageRef]:
+    images = iter(images)
+    runs: list[Path] = []
+    while rows := sorted(itertools.islice(images, rows_in_memory), key=_order):
+        if not runs and len(rows) < rows_in_memory:
+            return iter(rows)  # all of it
+        runs.append(_write_run(rows, folder))
+        if len(runs) == RUNS_OPEN:
+            merged = _write_run(_merged(runs), folder)
+            for run in runs:
+                run.unlink()
+            runs = [merged]
+    return _merged(runs)
+
+
+def _merged(runs: list[Path]) -> Iterator[ImageRef]:
+    return heapq.merge(*map(_read_run, runs), key=_order)
+
+
+def _write_run(rows: Iterable[ImageRef], folder: Path) -> Path:
+    path = folder / f"{uuid.uuid4().hex}.arrow"
+    rows = iter(rows)
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _RUN_SCHEMA, options=options) as writer:
+        while batch := list(itertools.islice(rows, _RUN_BATCH)):
+            writer.write_table(_table(_RUN_SCHEMA, batch))
+    return path
+
+
+def _read_run(path: Path) -> Iterator[ImageRef]:
+    with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+        for batch in reader:
+            yield from map(ImageRef, *(column.to_pylist() for column in batch.columns))

@@ -1,0 +1,218 @@
+"""The promptable model: an image encoder under SAM's prompt encoder and mask decoder.
+
+The decoder runs in two halves, because its IoU head reads tokens only: `predict` says how good each mask
+would be, `upscale` makes the masks that are worth it. Together they compute what
+`segment_anything.modeling.MaskDecoder` does with `multimask_output=True`, operation for operation.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.errors import SettingsError
+from pipeline.model.tinyvit import EMBEDDING_CHANNELS, STRIDE, TinyVitEncoder
+
+Architecture = Literal["mobile_sam", "vit_b", "vit_l", "vit_h"]
+Precision = Literal["fp32", "bf16"]
+
+PUBLISHED_IMAGE_SIZE: Final = 1024
+MASK_THRESHOLD: Final = 0.0
+"""A pixel belongs to a mask where its logit is above this."""
+PIXEL_MEAN: Final = (123.675, 116.28, 103.53)
+PIXEL_STD: Final = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One encoded image."""
+
+    features_1CHW: torch.Tensor
+    """1 x 256 x S/16 x S/16."""
+    original_size: tuple[int, int]
+    """Height and width of the image."""
+    input_size: tuple[int, int]
+    """Height and width after the resize, before padding; the longer is the model's `image_size`."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """N prompts decoded as far as the predicted IoU, three masks a prompt."""
+
+    iou_N3: torch.Tensor
+    mask_tokens_N3C: torch.Tensor
+    image_tokens_NLC: torch.Tensor
+
+
+class SamModel(nn.Module):
+    """A Segment Anything model for point prompts, in eval mode.
+
+    Made by `pipeline.model.load_model`, which also fills in the weights.
+
+    Attributes:
+        weights_sha256: Of the checkpoint's bytes; empty before weights are loaded.
+        expected: What the weights answer on the known picture of `pipeline.amg.selfcheck`; None where the
+            checkpoint does not say.
+    """
+
+    def __init__(self, architecture: Architecture, image_size: int, precision: Precision) -> None:
+        """Build with random weights.
+
+        Raises:
+            SettingsError: `image_size` is not one the encoder can take.
+        """
+        super().__init__()
+        if image_size % STRIDE or image_size < 4 * STRIDE:
+            raise SettingsError(f"image_size {image_size}: must be a multiple of {STRIDE}, at least 64.")
+        if architecture != "mobile_sam" and image_size != PUBLISHED_IMAGE_SIZE:
+            raise SettingsError(
+                f"image_size {image_size}: {architecture}'s position embeddings are made for "
+                f"{PUBLISHED_IMAGE_SIZE}; leave it out, or use mobile_sam."
+            )
+        self.architecture = architecture
+        self.image_size = image_size
+        self.precision = precision
+        self.weights_sha256 = ""
+        self.expected: Mapping[str, Any] | None = None
+        self.image_encoder = _image_encoder(architecture)
+        grid = image_size // STRIDE
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=EMBEDDING_CHANNELS,
+            image_embedding_size=(grid, grid),
+            input_image_size=(image_size, image_size),
+            mask_in_chans=16,
+        )
+        self.mask_decoder = MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=EMBEDDING_CHANNELS, mlp_dim=2048, num_heads=8),
+            transformer_dim=EMBEDDING_CHANNELS,
+            iou_head_depth=3,
+            iou_head_hidden_dim=256,
+        )
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution masks, `image_size` / 4."""
+        return self.image_size // 4
+
+    @torch.inference_mode()
+    def encode(self, rgb_HW3: NDArray[np.uint8]) -> Embedding:
+        """Run the image encoder on one RGB image of any size."""
+        pixels, input_size = self.preprocess(rgb_HW3)
+        # cuDNN's convolutions round to TF32 by default, which is not float32.
+        with self._autocast(), torch.backends.cudnn.flags(allow_tf32=False):
+            features = self.image_encoder(pixels)
+        return Embedding(features.float(), rgb_HW3.shape[:2], input_size)
+
+    def preprocess(self, rgb_HW3: NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Resize the longer side to `image_size`, normalise, pad right and below with zeros.
+
+        Returns:
+            Pixels 1 x 3 x S x S, and height and width before padding.
+        """
+        height, width = ResizeLongestSide.get_preprocess_shape(*rgb_HW3.shape[:2], self.image_size)
+        height, width = max(height, 1), max(width, 1)
+        resized = Image.fromarray(rgb_HW3).resize((width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized)).to(self.device).permute(2, 0, 1)
+        mean, std = (
+            torch.tensor(channel, device=self.device).view(3, 1, 1) for channel in (PIXEL_MEAN, PIXEL_STD)
+        )
+        pixels = (pixels - mean) / std
+        padded = F.pad(pixels, (0, self.image_size - width, 0, self.image_size - height))
+        return padded[None], (height, width)
+
+    @torch.inference_mode()
+    def predict(self, embedding: Embedding, points_N2: NDArray[np.float64]) -> Predictions:
+        """Decode N foreground points, each a prompt of its own, as far as the IoU head.
+
+        Args:
+            embedding: The encoded image.
+            points_N2: x and y in pixels of the image that was encoded.
+        """
+        original, resized = embedding.original_size, embedding.input_size
+        scale = np.array([resized[1] / original[1], resized[0] / original[0]])
+        # Metal has no float64; elsewhere the reference normalises coordinates in it.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        points = torch.as_tensor(points_N2 * scale, dtype=dtype, device=self.device)[:, None]
+        labels = torch.ones(points.shape[:2], dtype=torch.int, device=self.device)
+        decoder = self.mask_decoder
+        count = len(points)
+        with self._autocast():
+            sparse, dense = self.prompt_encoder(points=(points, labels), boxes=None, masks=None)
+            output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+            tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
+            image = embedding.features_1CHW.expand(count, -1, -1, -1) + dense
+            positions = self.prompt_encoder.get_dense_pe().expand(count, -1, -1, -1)
+            hidden, image_tokens = decoder.transformer(image, positions, tokens)
+            iou = decoder.iou_prediction_head(hidden[:, 0])
+        multimask = slice(1, None)  # mask 0 is for prompts that leave no ambiguity
+        mask_tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens]
+        return Predictions(iou[:, multimask].float(), mask_tokens[:, multimask], image_tokens)
+
+    @torch.inference_mode()
+    def upscale(self, predictions: Predictions, wanted_N3: torch.Tensor) -> torch.Tensor:
+        """Make the masks that are wanted.
+
+        Args:
+            predictions: What `predict` returned.
+            wanted_N3: True where a mask is to be made.
+
+        Returns:
+            Logits K x S/4 x S/4, K the number of wanted masks, in the order of `wanted_N3`'s rows.
+        """
+        decoder = self.mask_decoder
+        prompts = wanted_N3.any(dim=1)
+        image_tokens = predictions.image_tokens_NLC[prompts]
+        grid = self.image_size // STRIDE
+        image = image_tokens.transpose(1, 2).reshape(len(image_tokens), EMBEDDING_CHANNELS, grid, grid)
+        with self._autocast(), torch.backends.cudnn.flags(allow_tf32=False):
+            upscaled = decoder.output_upscaling(image).flatten(2)
+            tokens = predictions.mask_tokens_N3C[prompts]
+            heads = decoder.output_hypernetworks_mlps[1:]
+            weights = torch.stack([head(tokens[:, i]) for i, head in enumerate(heads)], dim=1)
+            masks = weights @ upscaled
+        logits_KL: torch.Tensor = masks[wanted_N3[prompts]].float()
+        return logits_KL.reshape(len(logits_KL), self.mask_size, self.mask_size)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+_VIT: Final = {
+    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_attn_indexes": (2, 5, 8, 11)},
+    "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "global_attn_indexes": (5, 11, 17, 23)},
+    "vit_h": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attn_indexes": (7, 15, 23, 31)},
+}
+
+
+def _image_encoder(architecture: Architecture) -> nn.Module:
+    if architecture == "mobile_sam":
+        return TinyVitEncoder()
+    vit: nn.Module = ImageEncoderViT(
+        **_VIT[architecture],
+        img_size=PUBLISHED_IMAGE_SIZE,
+        mlp_ratio=4,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        patch_size=STRIDE,
+        qkv_bias=True,
+        use_rel_pos=True,
+        window_size=14,
+        out_chans=EMBEDDING_CHANNELS,
+    )
+    return vit

@@ -1,0 +1,50 @@
+"""MobileSAM's image encoder: timm's TinyViT with the last stage at stride 16, and SAM's neck.
+
+Paper: https://arxiv.org/abs/2306.14289. What differs from timm's classifier: the last stage is not
+downsampled (its merging convolution has stride 1), there is no head, and a neck brings the 320 channels
+to the 256 of SAM's decoder. Parameters keep timm's names here; `weights.published_name` translates.
+"""
+
+from typing import Any, cast
+
+import torch
+from segment_anything.modeling.common import LayerNorm2d
+from timm.models.tiny_vit import TinyVit
+from torch import nn
+
+EMBEDDING_CHANNELS = 256
+STRIDE = 16
+
+
+class TinyVitEncoder(nn.Module):
+    """TinyViT-5M as SAM's image encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The class, not timm.create_model: importing the original mobile_sam package replaces the model of
+        # this name in timm's registry.
+        body = TinyVit(
+            embed_dims=(64, 128, 160, 320),
+            depths=(2, 2, 6, 2),
+            num_heads=(2, 4, 5, 10),
+            window_sizes=(7, 7, 14, 7),
+            drop_path_rate=0.0,
+            num_classes=0,
+        )
+        self.patch_embed = body.patch_embed
+        self.stages = body.stages
+        last_merging: Any = self.stages[-1]
+        last_merging.downsample.conv2.conv.stride = (1, 1)
+        self.neck = nn.Sequential(
+            nn.Conv2d(body.num_features, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
+            LayerNorm2d(EMBEDDING_CHANNELS),
+            nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(EMBEDDING_CHANNELS),
+        )
+
+    def forward(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels, S x S with S a multiple of 16, to embeddings B x 256 x S/16 x S/16."""
+        features = self.patch_embed(pixels_B3SS)
+        for stage in self.stages:
+            features = stage(features)
+        return cast(torch.Tensor, self.neck(features))

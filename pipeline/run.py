@@ -1,0 +1,259 @@
+"""A run's documents: `run.json` when it begins, its shards as they are made, `summary.json` when it ends.
+
+There is no other state. What is done is the shards that have a file; the manifest is written once; `run.json`
+comes after the manifest, so where it stands the manifest is whole.
+"""
+
+import json
+import re
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import pyarrow as pa
+
+import pipeline
+from pipeline import manifest, sources, storage
+from pipeline.config import RunConfig, fingerprint
+from pipeline.errors import NoImages, OutputConflict
+from pipeline.shard import ShardSummary, read_footer
+from schemas import summary as summary_schema
+from schemas.masks import Status
+from schemas.summary import State, Summary
+
+_PART: Final = re.compile(r"part-(\d{5,})\.parquet")
+_FOOTER_READERS: Final = 32
+_LISTED_MISSING: Final = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has a manifest and a `run.json`."""
+
+    config: RunConfig
+    fingerprint: str
+    determinants: dict[str, Any]
+    images: int
+    shards: int
+    duplicates: int
+    skipped: dict[str, int]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What every shard's footer says of the run."""
+        return {"fingerprint": self.fingerprint, "determinants": self.determinants}
+
+
+def check_addresses(config: RunConfig) -> None:
+    """Fail early: the output lies elsewhere than the input, can be written, and the input can be listed.
+
+    Raises:
+        OutputConflict: the output lies inside the input.
+        StorageError: an address cannot be listed or written.
+        NoImages: there is no image under the address, and `allow_empty` is not set.
+    """
+    if f"{config.output}/".startswith(f"{config.images}/"):
+        raise OutputConflict(
+            f"The output {storage.redact(config.output)} lies inside the input {storage.redact(config.images)}: "
+            "its files would be listed as input. Choose an output elsewhere."
+        )
+    probe = f"{config.output}/.everymask-{uuid.uuid4().hex}"
+    storage.write_atomic(probe, b"")
+    storage.delete(probe)
+    if storage.exists(f"{config.output}/run.json") or config.allow_empty:
+        return
+    skipped: Counter[str] = Counter()
+    if next(sources.find_images(config.images, skipped), None) is None:
+        passed = ", ".join(f"{count} {name}" for name, count in skipped.most_common(5)) or "nothing"
+        raise NoImages(
+            f"There is no image under {storage.redact(config.images)} (found {passed}). Check the address, or "
+            "pass --allow-empty to write an empty dataset."
+        )
+
+
+def open_run(config: RunConfig, weights_sha256: str, image_size: int) -> Run:
+    """Begin a run, or take up the one that the output holds.
+
+    Raises:
+        OutputConflict: the output holds another run, or shards of unknown origin.
+        StorageError: an address cannot be listed, read or written.
+    """
+    determinants = _redacted(config.determinants(weights_sha256, image_size))
+    own = fingerprint(determinants)
+    if config.overwrite:
+        _delete_run(config.output)
+    if not storage.exists(f"{config.output}/run.json"):
+        if shards_done(config.output):
+            raise OutputConflict(
+                f"{storage.redact(config.output)} holds mask shards but no run.json. Choose another output, or "
+                "pass --overwrite to delete them."
+            )
+        _begin(config, own, determinants)
+    document = read_document(config.output)
+    if document["fingerprint"] != own:
+        raise OutputConflict(_conflict(config.output, document, own, determinants))
+    counts = document["manifest"]
+    return Run(
+        config, own, determinants, counts["images"], counts["shards"], counts["duplicates"], counts["skipped"]
+    )
+
+
+def read_document(output: str) -> dict[str, Any]:
+    """What `run.json` says.
+
+    Raises:
+        OutputConflict: the output holds no run.
+        StorageError: it cannot be read.
+    """
+    uri = f"{output}/run.json"
+    if not storage.exists(uri):
+        raise OutputConflict(f"{storage.redact(output)} holds no run: there is no run.json.")
+    document: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    return document
+
+
+def shards_done(output: str) -> set[int]:
+    """The shards that have a file."""
+    return set(_parts(f"{output}/masks"))
+
+
+def shards_to_do(run: Run) -> list[int]:
+    """The shards without a file, and with `retry_failed` those whose file holds failed images."""
+    done = shards_done(run.config.output)
+    if run.config.retry_failed:
+        done = {summary.shard for summary in read_summaries(run, done) if not summary.failed}
+    return [shard for shard in range(run.shards) if shard not in done]
+
+
+def read_summaries(run: Run, shards: Iterable[int]) -> Iterator[ShardSummary]:
+    """The summaries of finished shards, from their footers; none for a damaged file.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+
+    def read(shard: int) -> ShardSummary | None:
+        try:
+            return read_footer(run.config.output, shard)[1]
+        except (pa.ArrowException, KeyError, ValueError):
+            return None
+
+    with ThreadPoolExecutor(_FOOTER_READERS, "footers") as pool:
+        for summary in pool.map(read, sorted(shards)):
+            if summary is not None:
+                yield summary
+
+
+def write_summary(run: Run, state: State, made: dict[int, ShardSummary], seconds: float) -> Summary:
+    """Reconcile what is in the output with the manifest, and write `summary.json`.
+
+    Args:
+        run: The run.
+        state: How it ended; "complete" becomes "incomplete" where shards have no file.
+        made: The summaries this run's workers returned, by shard, which need not be read again.
+        seconds: How long this run took.
+    """
+    done = shards_done(run.config.output) & set(range(run.shards))
+    summaries = [made[shard] for shard in done & made.keys()]
+    summaries += read_summaries(run, done - made.keys())
+    statuses: Counter[str] = Counter()
+    for shard in summaries:
+        statuses.update(shard.statuses)
+    ok, empty = statuses.pop(Status.OK, 0), statuses.pop(Status.EMPTY, 0)
+    missing = sorted(set(range(run.shards)) - {shard.shard for shard in summaries})
+    finished = sum(shard.images for shard in made.values())
+    document: Summary = {
+        "schema_version": summary_schema.SCHEMA_VERSION,
+        "state": "incomplete" if missing and state == "complete" else state,
+        "fingerprint": run.fingerprint,
+        "images": run.images,
+        "ok": ok,
+        "empty": empty,
+        "failed": statuses.total(),
+        "not_done": run.images - ok - empty - statuses.total(),
+        "failures": dict(statuses.most_common()),
+        "masks": sum(shard.masks for shard in summaries),
+        "bytes": sum(shard.bytes for shard in summaries),
+        "shards": run.shards,
+        "missing_shards": missing[:_LISTED_MISSING],
+        "skipped": run.skipped,
+        "duplicates": run.duplicates,
+        "worker_seconds": round(sum(shard.seconds for shard in summaries), 3),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(finished / seconds, 3) if seconds else 0.0,
+    }
+    storage.write_atomic(f"{run.config.output}/summary.json", _json(document))
+    return document
+
+
+def _begin(config: RunConfig, own: str, determinants: dict[str, Any]) -> None:
+    skipped: Counter[str] = Counter()
+    info = manifest.write_manifest(
+        sources.find_images(config.images, skipped),
+        config.output,
+        images_per_shard=config.images_per_shard,
+    )
+    if info.images == 0 and not config.allow_empty:
+        raise NoImages(f"There is no image under {storage.redact(config.images)}.")
+    document = {
+        "everymask": pipeline.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": own,
+        "determinants": determinants,
+        "manifest": {
+            "images": info.images,
+            "shards": info.shards,
+            "duplicates": info.duplicates,
+            "skipped": dict(skipped.most_common()),
+            "digest": info.digest,
+        },
+        "settings": _redacted(config.model_dump(mode="json")),
+    }
+    storage.write_atomic(f"{config.output}/run.json", _json(document))
+
+
+def _delete_run(output: str) -> None:
+    """`run.json` first: without it the rest is no run."""
+    names = ["run.json", "summary.json"]
+    for folder in ("masks", "manifest"):
+        names += [f"{folder}/part-{part:05d}.parquet" for part in _parts(f"{output}/{folder}")]
+    for name in names:
+        storage.delete(f"{output}/{name}")
+
+
+def _parts(folder: str) -> Iterator[int]:
+    for name in storage.list_names(folder):
+        if match := _PART.fullmatch(name):
+            yield int(match[1])
+
+
+def _conflict(output: str, document: dict[str, Any], own: str, determinants: dict[str, Any]) -> str:
+    theirs, ours = _flat(document["determinants"]), _flat(determinants)
+    differing = [
+        f"{key} ({theirs.get(key)} there, {ours.get(key)} here)"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    ]
+    return (
+        f"{storage.redact(output)} holds another run: its fingerprint is {document['fingerprint']}, this run's "
+        f"{own}. They differ in {', '.join(differing)}. Choose another output, or pass --overwrite to delete it."
+    )
+
+
+def _flat(document: dict[str, Any]) -> dict[str, Any]:
+    nested = [(key, value if isinstance(value, dict) else {"": value}) for key, value in document.items()]
+    return {f"{key}.{name}".rstrip("."): item for key, items in nested for name, item in items.items()}
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    return storage.redact(value) if isinstance(value, str) else value
+
+
+def _json(document: Any) -> bytes:
+    return (json.dumps(document, indent=2) + "\n").encode()

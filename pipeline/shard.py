@@ -1,0 +1,186 @@
+"""One shard: its images in, one Parquet file out.
+
+The only place where an image's error becomes a row.
+"""
+
+import io
+import itertools
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import manifest, sources, storage
+from pipeline.amg import MaskGenerator
+from pipeline.config import RunConfig
+from pipeline.errors import ImageError
+from pipeline.images import decode_image
+from pipeline.manifest import ManifestRow
+from schemas.masks import MASKS_SCHEMA, PROCESSED, Status
+
+FOOTER_KEY: Final = b"everymask"
+_ROWS_PER_GROUP: Final = 64
+_DECODED_AHEAD: Final = 2
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+Row = dict[str, Any]
+OnImage = Callable[[int, int, int], None]
+"""Told after each image: images done, masks, failures of the shard so far."""
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What a shard's file holds. Also in its footer."""
+
+    shard: int
+    images: int
+    masks: int
+    statuses: dict[str, int]
+    bytes: int
+    """Of the Parquet file; 0 in its own footer."""
+    seconds: float
+
+    @property
+    def failed(self) -> int:
+        """Images that are neither ok nor empty."""
+        return _failed(self.statuses)
+
+    def to_json(self) -> str:
+        """The summary as text, for Ray and for the footer."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Undo `to_json`."""
+        return cls(**json.loads(text))
+
+
+def shard_uri(output: str, shard: int) -> str:
+    """The file of a shard, `OUTPUT/masks/part-00042.parquet`."""
+    return f"{output}/masks/part-{shard:05d}.parquet"
+
+
+def make_shard(
+    shard: int,
+    config: RunConfig,
+    generator: MaskGenerator,
+    provenance: dict[str, Any],
+    on_image: OnImage = lambda *_: None,
+) -> ShardSummary:
+    """Make all masks of a shard's images and write its file, whole or not at all.
+
+    Args:
+        shard: Its number.
+        config: The run's settings.
+        generator: Finds the masks.
+        provenance: JSON for the footer: fingerprint, determinants of the rows.
+        on_image: Progress.
+
+    Raises:
+        StorageError: the manifest cannot be read or the file cannot be written.
+    """
+    start = time.monotonic()
+    statuses: Counter[str] = Counter()
+    masks = 0
+
+    def counted_rows() -> Iterator[Row]:
+        nonlocal masks
+        for row in _outcomes(manifest.read_shard(config.output, shard), config, generator):
+            statuses[row["status"]] += 1
+            masks += len(row["masks"])
+            on_image(statuses.total(), masks, _failed(statuses))
+            yield row
+
+    rows = counted_rows()
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, MASKS_SCHEMA, compression="zstd") as writer:
+        while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=MASKS_SCHEMA))
+        seconds = round(time.monotonic() - start, 3)
+        summary = ShardSummary(shard, statuses.total(), masks, dict(statuses), 0, seconds)
+        footer = provenance | {"summary": asdict(summary)}
+        writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(footer)})
+    data = buffer.getvalue()
+    storage.write_atomic(shard_uri(config.output, shard), data)
+    return replace(summary, bytes=len(data))
+
+
+def read_footer(output: str, shard: int) -> tuple[dict[str, Any], ShardSummary]:
+    """The provenance and the summary in a shard's footer.
+
+    Raises:
+        StorageError: the file cannot be read.
+        pyarrow.ArrowInvalid, KeyError: it is damaged, or not one of ours.
+    """
+    with storage.open_input(shard_uri(output, shard)) as file:
+        metadata = pq.read_metadata(file)
+        size = file.seek(0, io.SEEK_END)
+    footer = json.loads((metadata.metadata or {})[FOOTER_KEY])
+    summary = footer.pop("summary")
+    return footer, ShardSummary(**summary | {"bytes": size})
+
+
+def _outcomes(rows: list[ManifestRow], config: RunConfig, generator: MaskGenerator) -> Iterator[Row]:
+    """Each image's row, in order. Reading and decoding run ahead in threads of their own."""
+    reading = config.reading
+
+    def fetch(row: ManifestRow) -> bytes:
+        return sources.fetch(row.ref, max_bytes=reading.max_bytes)
+
+    def decode(fetched: Future[bytes]) -> NDArray[np.uint8]:
+        return decode_image(fetched.result(), max_pixels=reading.max_pixels)
+
+    with (
+        ThreadPoolExecutor(reading.read_ahead, "fetch") as fetchers,
+        ThreadPoolExecutor(_DECODED_AHEAD, "decode") as decoders,
+    ):
+        fetched = _ahead(fetchers, fetch, rows, reading.read_ahead)
+        decoded = _ahead(decoders, decode, fetched, _DECODED_AHEAD)
+        for row, image in zip(rows, decoded, strict=True):
+            yield _outcome(row, image, generator)
+
+
+def _outcome(row: ManifestRow, decoded: Future[NDArray[np.uint8]], generator: MaskGenerator) -> Row:
+    outcome: Row = {
+        "image_id": row.image_id,
+        "uri": row.ref.uri,
+        "status": Status.OK,
+        "error": None,
+        "height": None,
+        "width": None,
+        "masks": [],
+    }
+    try:
+        rgb_HW3 = decoded.result()
+        outcome["height"], outcome["width"] = rgb_HW3.shape[:2]
+        outcome["masks"] = generator.generate(rgb_HW3)
+        if not outcome["masks"]:
+            outcome["status"] = Status.EMPTY
+    except ImageError as error:
+        outcome |= {"status": error.status, "error": storage.redact(str(error))}
+    return outcome
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], depth: int
+) -> Iterator[Future[_Result]]:
+    """Futures of `work` on each item, in order, with at most `depth` begun before they are asked for."""
+    pending: deque[Future[_Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) > depth:
+            yield pending.popleft()
+    yield from pending
+
+
+def _failed(statuses: Mapping[str, int]) -> int:
+    return sum(count for status, count in statuses.items() if status not in PROCESSED)

@@ -1,0 +1,1 @@
+"""What everymask writes and reads: pyarrow schemas, one file each."""

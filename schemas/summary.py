@@ -1,0 +1,43 @@
+"""`summary.json`: what became of a run, reconciled with its manifest."""
+
+from typing import Final, Literal, TypedDict
+
+SCHEMA_VERSION: Final = 1
+
+State = Literal["complete", "incomplete", "interrupted", "too_many_failures"]
+
+
+class Summary(TypedDict):
+    """`images` = `ok` + `empty` + `failed` + `not_done`, and `not_done` is 0 in a complete run."""
+
+    schema_version: int
+    state: State
+    fingerprint: str
+    images: int
+    """Images in the manifest."""
+    ok: int
+    """With at least one mask."""
+    empty: int
+    """Processed, and no mask passed the thresholds."""
+    failed: int
+    """With any other status."""
+    not_done: int
+    """Of shards that have no file."""
+    failures: dict[str, int]
+    """Failed images by status."""
+    masks: int
+    bytes: int
+    """Of all mask shards."""
+    shards: int
+    missing_shards: list[int]
+    """At most the first 1,000."""
+    skipped: dict[str, int]
+    """Files under the address that were not taken as images, by suffix or name."""
+    duplicates: int
+    """Listed more than once and taken once."""
+    worker_seconds: float
+    """Summed over shards, whichever run made them."""
+    seconds: float
+    """Of this run, from the first shard's dispatch."""
+    images_per_second: float
+    """Of this run: the images it finished, over `seconds`."""
