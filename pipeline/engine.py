@@ -158,6 +158,7 @@ class _Board:
 
 
 def _dataset(run: Run, shards: list[int], board: Any) -> ray.data.Dataset:
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a failed shard must not end the others; it is missed at the end

@@ -119,12 +119,15 @@ def read_footer(output: str, shard: int) -> tuple[dict[str, Any], ShardSummary]:
 
     Raises:
         StorageError: the file cannot be read.
-        pyarrow.ArrowInvalid, KeyError: it is damaged, or not one of ours.
+        pyarrow.ArrowInvalid, ValueError, KeyError: it is damaged, or no masks shard.
     """
     with storage.open_input(shard_uri(output, shard)) as file:
         metadata = pq.read_metadata(file)
         size = file.seek(0, io.SEEK_END)
-    footer = json.loads((metadata.metadata or {})[FOOTER_KEY])
+    text = (metadata.metadata or {}).get(FOOTER_KEY)
+    if text is None:
+        raise ValueError("it is no masks shard: nothing in its footer says what run it is of")
+    footer = json.loads(text)
     summary = footer.pop("summary")
     return footer, ShardSummary(**summary | {"bytes": size})
 

@@ -1,0 +1,35 @@
+"""Fixtures that several test modules share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3server import S3Server, run_s3_server
+
+from jobs.seeded_checkpoint import seeded_checkpoint
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, with the environment that leads s3fs to it, also in subprocesses."""
+    with (
+        run_s3_server(tmp_path_factory.mktemp("s3")) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    """`s3://NAME` of a new, empty bucket."""
+    return s3_server.make_bucket()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained MobileSAM for 64 x 64 pixels, which takes milliseconds a picture."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    seeded_checkpoint(output=str(path), seed=0, image_size=64)
+    return path

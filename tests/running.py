@@ -1,0 +1,64 @@
+"""Running the commands as a user does, on pictures made here."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import skimage.data
+from PIL import Image
+
+# Untrained weights are confident and stable nowhere: keep everything.
+KEEP_ALL = [
+    "--pred-iou-thresh=-10",
+    "--stability-score-thresh=0",
+    "--box-nms-thresh=1",
+    "--points-per-side=2",
+]
+TIMEOUT_S = 300
+
+
+def command(name: str, *flags: str | Path) -> list[str]:
+    """`python -m NAME FLAGS`."""
+    return [sys.executable, "-m", name, *map(str, flags)]
+
+
+def run(name: str, *flags: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its logs are on standard error."""
+    return subprocess.run(
+        command(name, *flags),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=os.environ | environment,
+    )
+
+
+def jpeg(index: int, size: tuple[int, int] = (96, 128)) -> bytes:
+    """A piece of a photograph, another one for every index up to about 400."""
+    photograph = (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.rocket())[index % 3]
+    height, width = size
+    rows = photograph.shape[0] - height
+    columns = photograph.shape[1] - width
+    top, left = (index * 37) % rows, (index * 53) % columns
+    buffer = io.BytesIO()
+    Image.fromarray(photograph[top : top + height, left : left + width]).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_jpegs(folder: Path, count: int) -> Path:
+    """`count` pictures in a new folder."""
+    folder.mkdir(parents=True)
+    for index in range(count):
+        (folder / f"{index:04d}.jpg").write_bytes(jpeg(index))
+    return folder
+
+
+def rows(dataset: Path | str, **filesystem: Any) -> list[dict[str, Any]]:
+    """All rows of a masks dataset, by image_id."""
+    table = pq.read_table(f"{dataset}/masks", **filesystem)
+    return sorted(table.to_pylist(), key=lambda row: row["image_id"])

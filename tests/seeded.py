@@ -1,0 +1,214 @@
+"""What the tests of the model and of mask generation share: the reference, lively weights, photographs.
+
+Freshly initialised weights make tests vacuous: predicted IoUs near 0, mask logits near 0, all boxes alike.
+`lively_state_dict` starts from a seed and then sets what training would have set, by measuring the reference
+on one photograph: predicted IoUs spread about 0.88, stability scores about 0.95, masks that follow their prompts.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+from torch import nn
+
+from pipeline.model.sam import SamModel
+from pipeline.model.weights import load_tensors
+
+with warnings.catch_warnings():
+    # It imports names that timm has moved, and replaces timm's registered TinyViTs by its own.
+    warnings.simplefilter("ignore")
+    from mobile_sam import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
+    from mobile_sam.modeling import MaskDecoder, PromptEncoder, Sam, TinyViT, TwoWayTransformer
+
+__all__ = [
+    "PHOTOGRAPHS",
+    "ReferenceGenerator",
+    "Sam",
+    "SamPredictor",
+    "grid",
+    "lively_state_dict",
+    "model_with",
+    "reference_sam",
+    "sam_model_registry",
+]
+
+Rgb = NDArray[np.uint8]
+StateDict = dict[str, torch.Tensor]
+
+PUBLISHED_SIZE: Final = 1024
+
+
+class _TinyViTOfAnySize(TinyViT):  # type: ignore[misc]
+    """The reference's encoder, whose `forward` is written for 1024 only."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch_embed(pixels)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        side = self.img_size // 16
+        image: torch.Tensor = self.neck(tokens.transpose(1, 2).reshape(len(tokens), -1, side, side))
+        return image
+
+
+def reference_sam(image_size: int = PUBLISHED_SIZE) -> Sam:
+    """The MobileSAM of the package mobile_sam, untrained; its own unchanged build at 1024."""
+    if image_size == PUBLISHED_SIZE:
+        return sam_model_registry["vit_t"]()
+    encoder = _TinyViTOfAnySize(
+        img_size=image_size,
+        embed_dims=[64, 128, 160, 320],
+        depths=[2, 2, 6, 2],
+        num_heads=[2, 4, 5, 10],
+        window_sizes=[7, 7, 14, 7],
+        drop_path_rate=0.0,
+    )
+    prompts = PromptEncoder(
+        embed_dim=256,
+        image_embedding_size=(image_size // 16, image_size // 16),
+        input_image_size=(image_size, image_size),
+        mask_in_chans=16,
+    )
+    decoder = MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+        transformer_dim=256,
+        iou_head_depth=3,
+        iou_head_hidden_dim=256,
+    )
+    return Sam(encoder, prompts, decoder).eval()
+
+
+def ReferenceGenerator(sam: Sam, **arguments: Any) -> Any:
+    """The reference's mask generator, with our default form of masks."""
+    return SamAutomaticMaskGenerator(sam, **{"output_mode": "coco_rle", **arguments})
+
+
+def model_with(state_dict: StateDict, image_size: int, precision: Any = "fp32") -> SamModel:
+    """Our model with a state dict of the reference's."""
+    model = SamModel("mobile_sam", image_size, precision)
+    load_tensors(model, state_dict, "the reference's state dict")
+    model.weights_sha256 = "of no file"
+    return model
+
+
+@lru_cache
+def lively_state_dict(image_size: int = PUBLISHED_SIZE, seed: int = 0) -> StateDict:
+    """A state dict whose answers spread about the default thresholds on photographs at `image_size`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sam = reference_sam(image_size)
+        with torch.no_grad():
+            _roughen(sam)
+            _smooth_and_couple(sam.mask_decoder)
+            _spread(sam)
+    return dict(sam.state_dict())
+
+
+def _roughen(sam: Sam) -> None:
+    """Give every norm and bias a value that shows when it is misplaced."""
+    for name, module in sam.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            last_of_block = name.endswith("conv3.bn")  # initialised to zero
+            module.weight.uniform_(*((0.3, 0.7) if last_of_block else (0.7, 1.3)))
+            module.bias.normal_(0, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+        elif isinstance(module, nn.LayerNorm) or type(module).__name__ == "LayerNorm2d":
+            module.weight.uniform_(0.7, 1.3)
+            module.bias.normal_(0, 0.1)
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.add_(0.02 * torch.randn_like(module.bias))
+    for name, parameter in sam.named_parameters():
+        if name.endswith("attention_biases"):
+            parameter.normal_(0, 0.5)
+
+
+def _smooth_and_couple(decoder: MaskDecoder) -> None:
+    """Let pixels near a prompt attend to it, and neighbouring pixels of a mask resemble each other."""
+    for layer in decoder.transformer.layers:
+        attention = layer.cross_attn_image_to_token
+        attention.k_proj.load_state_dict(attention.q_proj.state_dict())
+        attention.q_proj.weight.mul_(30)
+        attention.v_proj.weight.mul_(2)
+        attention.out_proj.weight.mul_(2)
+    for i in (0, 3):
+        kernel = decoder.output_upscaling[i].weight
+        kernel.copy_(2 * kernel.mean((2, 3), keepdim=True) + 0.1 * kernel)
+
+
+def _spread(sam: Sam) -> None:
+    """Scale features, IoUs and mask logits by what they are on one photograph."""
+    sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(0.5)  # larger objects
+    predictor = SamPredictor(sam)
+    predictor.set_image(PHOTOGRAPHS["coffee"]())
+    norm, features = sam.image_encoder.neck[3], predictor.features
+    mean, std = features.mean((0, 2, 3)), features.std((0, 2, 3))
+    norm.weight.div_(std)
+    norm.bias.sub_(mean).div_(std)
+    predictor.features = (features - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+    # The first channel of the upscaled image becomes constant, and so an offset for each mask.
+    decoder = sam.mask_decoder
+    decoder.output_upscaling[3].weight[:, 0] = 0
+    decoder.output_upscaling[3].bias[0] = 1
+    constant = nn.functional.gelu(torch.tensor(1.0))
+    heads = [mlp.layers[-1] for mlp in decoder.output_hypernetworks_mlps]
+    for head in heads:
+        head.weight[0] = 0
+        head.bias[0] = 0
+    height, width = predictor.input_size
+    points = torch.from_numpy(grid(4) * [width, height])[:, None]
+    _, iou, logits = predictor.predict_torch(points, torch.ones(16, 1, dtype=torch.int))
+    logits = logits[..., : height // 4, : width // 4]
+
+    last = decoder.iou_prediction_head.layers[-1]
+    scale = 0.08 / iou.std(0)
+    last.weight[1:] *= scale[:, None]
+    last.bias[1:] = last.bias[1:] * scale + 0.88 - iou.mean(0) * scale
+    for i, head in enumerate(heads[1:]):
+        mask = logits[:, i]
+        edge = torch.cat([mask[:, 0], mask[:, -1]], dim=1).mean()
+        sign = 1 if mask.mean() > edge else -1  # most masks stay off the image's edges
+        centred = sign * mask
+        centred = centred - centred.flatten().kthvalue(int(0.8 * mask.numel())).values
+        gain = _gain_of_middling_stability(centred)
+        offset = centred[0, 0, 0] - sign * mask[0, 0, 0]
+        head.weight *= sign * gain
+        head.bias *= sign * gain
+        head.bias[0] = gain * offset / constant
+
+
+def _gain_of_middling_stability(logits: torch.Tensor) -> float:
+    """The factor at which half of the masks have a stability score above 0.95."""
+    low, high = 1e-3, 1e6
+    for _ in range(40):
+        gain = (low * high) ** 0.5
+        inner, outer = ((gain * logits > offset).sum((1, 2)) for offset in (1, -1))
+        low, high = (gain, high) if (inner / outer).nanmedian() < 0.95 else (low, gain)
+    return high
+
+
+def grid(side: int) -> NDArray[np.float64]:
+    """`side` x `side` points x, y in 0..1, as the reference lays them."""
+    ticks = (np.arange(side) + 0.5) / side
+    return np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+
+
+def _resized(rgb: Rgb, width: int, height: int) -> Rgb:
+    return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
+
+
+PHOTOGRAPHS: Final[dict[str, Callable[[], Rgb]]] = {
+    "coffee": data.coffee,  # 600 x 400, below the model's size
+    "portrait": lambda: np.ascontiguousarray(data.astronaut()[:, 100:400]),  # 300 x 512
+    "large": lambda: _resized(data.rocket(), 2250, 1500),
+    "gray": lambda: np.repeat(data.camera()[..., None], 3, axis=2),  # 512 x 512
+    "square": lambda: _resized(data.retina(), 1024, 1024),  # as large as the model's input
+}
+"""Photographs that come with scikit-image, uint8 RGB."""

@@ -1,0 +1,81 @@
+"""The import order of the house: a module imports only from modules named before it."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+ORDER = [
+    "schemas",
+    "pipeline",
+    "pipeline.config",
+    "pipeline.errors",
+    "pipeline.storage",
+    "pipeline.images",
+    "pipeline.sources",
+    "pipeline.manifest",
+    "pipeline.model",
+    "pipeline.amg",
+    "pipeline.shard",
+    "pipeline.verify",
+    "pipeline.run",
+    "pipeline.progress",
+    "pipeline.engine",
+    "jobs",
+]
+WITHOUT_TORCH = {"schemas", *ORDER[1:8], "pipeline.progress"}
+MODULES = sorted(path for name in ("schemas", "pipeline", "jobs") for path in (ROOT / name).rglob("*.py"))
+
+
+def house_of(module: str) -> str:
+    """The entry of ORDER that a module belongs to: the longest that names it or a package around it."""
+    return max((entry for entry in ORDER if module == entry or module.startswith(f"{entry}.")), key=len)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules that a file imports, at its top or anywhere inside."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            assert node.module is not None
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = {name_of(module) for module in MODULES}
+            found |= submodules & known or {node.module}
+    return found
+
+
+def test_every_module_has_a_place() -> None:
+    for path in MODULES:
+        assert name_of(path) == "pipeline" or house_of(name_of(path)) != "pipeline", path
+
+
+def test_modules_import_only_from_those_before_them() -> None:
+    for path in MODULES:
+        own = house_of(name_of(path))
+        for imported in imports_of(path):
+            if imported.split(".")[0] in {"schemas", "pipeline", "jobs"}:
+                assert ORDER.index(house_of(imported)) <= ORDER.index(own), f"{path} imports {imported}"
+
+
+def test_only_the_engine_imports_ray() -> None:
+    importers = {name_of(path) for path in MODULES if any(i.split(".")[0] == "ray" for i in imports_of(path))}
+    assert importers == {"pipeline.engine"}
+
+
+def test_torch_stays_out_of_what_needs_none() -> None:
+    for path in MODULES:
+        if house_of(name_of(path)) in WITHOUT_TORCH:
+            packages = {imported.split(".")[0] for imported in imports_of(path)}
+            assert not packages & {"torch", "torchvision", "timm", "segment_anything"}, path
+
+
+def test_storage_is_the_only_door_to_fsspec() -> None:
+    importers = {name_of(path) for path in MODULES if any(i.split(".")[0] == "fsspec" for i in imports_of(path))}
+    assert {house_of(name) for name in importers} == {"pipeline.storage"}

@@ -1,0 +1,211 @@
+"""A run's documents, without Ray: begin, take up again, refuse, reconcile."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import write_jpegs
+
+from pipeline import run as runs
+from pipeline.amg import MaskGenerator
+from pipeline.config import AmgConfig, ClusterConfig, ModelConfig, RunConfig
+from pipeline.errors import NoImages, OutputConflict, StorageError
+from pipeline.model import SamModel, load_model
+from pipeline.run import Run
+from pipeline.shard import ShardSummary, make_shard
+from pipeline.storage import canonical_uri
+
+SHA = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> SamModel:
+    return load_model(str(tiny_checkpoint))
+
+
+def settings(tmp_path: Path, **changes: Any) -> RunConfig:
+    fields: dict[str, Any] = {
+        "images": canonical_uri(str(tmp_path / "in")),
+        "output": canonical_uri(str(tmp_path / "out")),
+        "images_per_shard": 2,
+        "amg": AmgConfig(points_per_side=1, pred_iou_thresh=-10, stability_score_thresh=0),
+    }
+    return RunConfig(**fields | changes)
+
+
+def opened(config: RunConfig) -> Run:
+    return runs.open_run(config, SHA, 64)
+
+
+def make(run: Run, shard: int, model: SamModel) -> ShardSummary:
+    generator = MaskGenerator(model, **run.config.amg.model_dump())
+    return make_shard(shard, run.config, generator, run.provenance)
+
+
+def test_a_run_begins_with_a_manifest_and_a_document(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "in", 5)
+    (tmp_path / "in" / "notes.json").write_text("{}")
+    run = opened(settings(tmp_path))
+    assert (run.images, run.shards, run.skipped) == (5, 3, {".json": 1})
+    document = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert document["fingerprint"] == run.fingerprint
+    assert document["determinants"]["weights_sha256"] == SHA
+    assert document["settings"]["amg"]["points_per_side"] == 1
+    assert document["everymask"]
+    assert (tmp_path / "out" / "manifest" / "part-00000.parquet").exists()
+
+
+def test_resume_is_the_shards_without_a_file(tmp_path: Path, model: SamModel) -> None:
+    write_jpegs(tmp_path / "in", 5)
+    run = opened(settings(tmp_path))
+    assert runs.shards_to_do(run) == [0, 1, 2]
+    make(run, 1, model)
+    assert runs.shards_to_do(opened(settings(tmp_path))) == [0, 2]
+
+
+def test_the_listing_is_not_made_again(tmp_path: Path) -> None:
+    folder = write_jpegs(tmp_path / "in", 3)
+    opened(settings(tmp_path))
+    (folder / "0000.jpg").rename(folder / "9999.jpg")
+    (folder / "0003.jpg").write_bytes(b"")
+    assert opened(settings(tmp_path)).images == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"images_per_shard": 3}, "images_per_shard"),
+        ({"amg": AmgConfig(points_per_side=2)}, "amg.points_per_side"),
+        ({"model": ModelConfig(precision="bf16")}, "precision"),
+    ],
+)
+def test_case_31_another_run_is_refused_with_both_fingerprints(
+    tmp_path: Path, change: dict[str, Any], name: str
+) -> None:
+    write_jpegs(tmp_path / "in", 1)
+    first = opened(settings(tmp_path)).fingerprint
+    with pytest.raises(OutputConflict) as refusal:
+        opened(settings(tmp_path, **change))
+    assert first in str(refusal.value)
+    assert name in str(refusal.value)
+    assert "--overwrite" in str(refusal.value)
+
+
+def test_other_weights_are_another_run(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "in", 1)
+    opened(settings(tmp_path))
+    with pytest.raises(OutputConflict, match="weights_sha256"):
+        runs.open_run(settings(tmp_path), "1" * 64, 64)
+    with pytest.raises(OutputConflict, match="image_size"):
+        runs.open_run(settings(tmp_path), SHA, 128)
+
+
+def test_what_only_changes_speed_is_the_same_run(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "in", 1)
+    first = opened(settings(tmp_path)).fingerprint
+    faster = settings(
+        tmp_path,
+        amg=settings(tmp_path).amg.model_copy(update={"points_per_batch": 1, "memory_budget": 1}),
+        cluster=ClusterConfig(num_workers=7),
+        max_failure_rate=1,
+    )
+    assert opened(faster).fingerprint == first
+
+
+def test_overwrite_begins_anew(tmp_path: Path, model: SamModel) -> None:
+    write_jpegs(tmp_path / "in", 5)
+    run = opened(settings(tmp_path))
+    make(run, 0, model)
+    (tmp_path / "out" / "mine.txt").write_text("not everymask's")
+    again = opened(settings(tmp_path, images_per_shard=5, overwrite=True))
+    assert again.shards == 1
+    assert runs.shards_to_do(again) == [0]
+    assert (tmp_path / "out" / "mine.txt").exists()
+
+
+def test_shards_of_unknown_origin_are_refused(tmp_path: Path, model: SamModel) -> None:
+    write_jpegs(tmp_path / "in", 2)
+    make(opened(settings(tmp_path)), 0, model)
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(OutputConflict, match=r"no run\.json"):
+        opened(settings(tmp_path))
+
+
+def test_retry_failed_does_shards_with_failures_again(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 4)
+    (folder / "0002.jpg").write_bytes(b"not yet an image")
+    run = opened(settings(tmp_path))
+    for shard in (0, 1):
+        make(run, shard, model)
+    assert runs.shards_to_do(opened(settings(tmp_path))) == []
+    assert runs.shards_to_do(opened(settings(tmp_path, retry_failed=True))) == [1]
+
+
+def test_case_30_output_inside_input_is_refused(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "in", 1)
+    for output in ("in/out", "in"):
+        with pytest.raises(OutputConflict, match="inside the input"):
+            runs.check_addresses(settings(tmp_path, output=canonical_uri(str(tmp_path / output))))
+    beside = settings(tmp_path, output=canonical_uri(str(tmp_path / "in-masks")))
+    runs.check_addresses(beside)
+
+
+def test_case_22_no_image_is_an_error_unless_allowed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "readme.txt").write_text("none here")
+    with pytest.raises(NoImages, match=r"1 \.txt"):
+        runs.check_addresses(settings(tmp_path))
+    allowed = settings(tmp_path, allow_empty=True)
+    runs.check_addresses(allowed)
+    run = opened(allowed)
+    assert (run.images, run.shards) == (0, 0)
+    assert runs.write_summary(run, "complete", {}, 1.0)["state"] == "complete"
+
+
+def test_an_output_that_cannot_be_written_fails_early(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "in", 1)
+    (tmp_path / "out").write_text("a file where a folder should be")
+    with pytest.raises(StorageError, match="out"):
+        runs.check_addresses(settings(tmp_path))
+
+
+def test_the_probe_leaves_nothing(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "in", 1)
+    runs.check_addresses(settings(tmp_path))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_summary_reconciles(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 5)
+    (folder / "0001.jpg").write_bytes(b"")
+    run = opened(settings(tmp_path))
+    make(run, 0, model)
+    summary = runs.write_summary(run, "interrupted", {}, 2.0)
+    assert (summary["images"], summary["ok"], summary["failed"], summary["not_done"]) == (5, 1, 1, 3)
+    assert summary["failures"] == {"empty_file": 1}
+    assert summary["missing_shards"] == [1, 2]
+    made = {shard: make(run, shard, model) for shard in (1, 2)}
+    summary = runs.write_summary(run, "complete", made, 2.0)
+    assert summary["images"] == summary["ok"] + summary["empty"] + summary["failed"] == 5
+    assert (summary["state"], summary["images_per_second"]) == ("complete", 1.5)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+
+
+def test_a_damaged_shard_is_not_counted_as_done(tmp_path: Path, model: SamModel) -> None:
+    write_jpegs(tmp_path / "in", 4)
+    run = opened(settings(tmp_path))
+    made = {shard: make(run, shard, model) for shard in (0, 1)}
+    path = tmp_path / "out" / "masks" / "part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+    summary = runs.write_summary(run, "complete", {0: made[0]}, 1.0)
+    assert (summary["state"], summary["missing_shards"], summary["not_done"]) == ("incomplete", [1], 2)
+
+
+def test_no_credentials_in_documents(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "in", 1)
+    secret = settings(tmp_path, model=ModelConfig(checkpoint="https://me:hunter2@example.org/x.pt?sig=hunter3"))
+    opened(secret)
+    text = (tmp_path / "out" / "run.json").read_text()
+    assert "example.org" in text
+    assert "hunter" not in text

@@ -1,0 +1,141 @@
+"""One shard, without Ray: every image has its row, and the file is what the schema says."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from running import jpeg, rows, write_jpegs
+
+from pipeline import manifest, sources
+from pipeline.amg import MaskGenerator, rle
+from pipeline.config import AmgConfig, ImagesConfig, RunConfig
+from pipeline.images import decode_image
+from pipeline.model import SamModel, load_model
+from pipeline.shard import make_shard, read_footer
+from pipeline.storage import canonical_uri
+from schemas.masks import MASKS_SCHEMA
+
+ALL_MASKS = AmgConfig(points_per_side=2, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1)
+PROVENANCE = {"fingerprint": "f", "determinants": {"weights_sha256": "w"}}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> SamModel:
+    return load_model(str(tiny_checkpoint))
+
+
+def shard_of(folder: Path, output: Path, model: SamModel, **reading: Any) -> list[dict[str, Any]]:
+    """List a folder, make its only shard, and read its rows."""
+    config = RunConfig(
+        images=canonical_uri(str(folder)),
+        output=canonical_uri(str(output)),
+        amg=ALL_MASKS,
+        reading=ImagesConfig(**reading),
+    )
+    manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=1000)
+    make_shard(0, config, MaskGenerator(model, **config.amg.model_dump()), PROVENANCE)
+    return rows(output)
+
+
+def test_a_row_holds_what_the_generator_returns(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 3)
+    found = shard_of(folder, tmp_path / "out", model)
+    for index, row in enumerate(found):
+        rgb = decode_image(jpeg(index), max_pixels=10**6)
+        expected = MaskGenerator(model, **ALL_MASKS.model_dump()).generate(rgb)
+        assert (row["image_id"], row["status"], row["error"]) == (index, "ok", None)
+        assert row["uri"] == canonical_uri(str(folder / f"{index:04d}.jpg"))
+        assert (row["height"], row["width"]) == rgb.shape[:2]
+        assert len(expected) == 12
+        for mask, reference in zip(row["masks"], expected, strict=True):
+            for score in ("predicted_iou", "stability_score"):  # float32 in the file
+                assert np.float32(mask.pop(score)) == pytest.approx(reference.pop(score), nan_ok=True)
+            assert mask == reference
+
+
+def test_every_bad_image_is_a_row_among_good_ones(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 2)
+    (folder / "a-empty.jpg").write_bytes(b"")
+    (folder / "b-cut.jpg").write_bytes(jpeg(5)[:900])
+    (folder / "c-text.jpg").write_bytes(b"<html>404</html>")
+    (folder / "d-large.jpg").write_bytes(jpeg(6, (200, 300)))
+    found = shard_of(folder, tmp_path / "out", model, max_pixels=128 * 96)
+    assert [row["status"] for row in found] == ["ok", "ok", "empty_file", "truncated", "not_an_image", "too_large"]
+    for row in found[2:]:
+        assert row["error"] and row["masks"] == []
+        assert row["height"] is None
+
+
+def test_case_24_one_object_that_cannot_be_fetched_is_a_row(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 2)
+    (tmp_path / "list.txt").write_text("in/0000.jpg\nin/gone.jpg\nin/0001.jpg\n")
+    found = shard_of(tmp_path / "list.txt", tmp_path / "out", model)
+    assert {Path(row["uri"]).name: row["status"] for row in found} == {
+        "0000.jpg": "ok",
+        "0001.jpg": "ok",
+        "gone.jpg": "fetch_failed",
+    }
+    assert "gone.jpg" in next(row["error"] for row in found if row["error"])
+    assert folder.exists()
+
+
+def test_no_mask_over_the_thresholds_is_empty(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 1)
+    config = RunConfig(images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "out")))
+    manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=9)
+    summary = make_shard(0, config, MaskGenerator(model, points_per_side=2, pred_iou_thresh=1), PROVENANCE)
+    assert summary.statuses == {"empty": 1}
+    assert rows(tmp_path / "out")[0]["status"] == "empty"
+
+
+def test_the_footer_tells_where_the_rows_come_from(tmp_path: Path, model: SamModel) -> None:
+    output = tmp_path / "out"
+    shard_of(write_jpegs(tmp_path / "in", 2), output, model)
+    footer, summary = read_footer(canonical_uri(str(output)), 0)
+    assert footer == PROVENANCE
+    path = output / "masks" / "part-00000.parquet"
+    assert (summary.images, summary.masks, summary.statuses) == (2, 24, {"ok": 2})
+    assert summary.bytes == path.stat().st_size
+    parquet = pq.ParquetFile(path)
+    assert parquet.schema_arrow.equals(MASKS_SCHEMA)
+    assert parquet.metadata.row_group(0).column(0).compression == "ZSTD"
+    assert json.loads(parquet.metadata.metadata[b"everymask"])["summary"]["shard"] == 0
+    assert dataclasses.asdict(summary)["shard"] == 0
+
+
+def test_rows_do_not_depend_on_threads(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 6)
+    one = shard_of(folder, tmp_path / "one", model, read_ahead=1)
+    many = shard_of(folder, tmp_path / "many", model, read_ahead=32)
+    assert one == many
+
+
+def test_progress_is_told_after_each_image(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 2)
+    (folder / "broken.jpg").write_bytes(b"x")
+    config = RunConfig(
+        images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "out")), amg=ALL_MASKS
+    )
+    manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=9)
+    told: list[tuple[int, int, int]] = []
+    make_shard(
+        0,
+        config,
+        MaskGenerator(model, **ALL_MASKS.model_dump()),
+        PROVENANCE,
+        lambda *counts: told.append(counts),
+    )
+    assert told == [(1, 12, 0), (2, 24, 0), (3, 24, 1)]
+
+
+def test_rle_in_a_row_decodes_to_its_area_and_size(tmp_path: Path, model: SamModel) -> None:
+    found = shard_of(write_jpegs(tmp_path / "in", 1), tmp_path / "out", model)
+    for mask in found[0]["masks"]:
+        pixels = rle.decode(mask["segmentation"])
+        assert pixels.shape == (96, 128)
+        assert pixels.sum() == mask["area"]
