@@ -8,6 +8,7 @@ end. Pixels and masks never travel through Ray's object store.
 import logging
 import os
 import queue
+import signal
 import threading
 import time
 from collections import Counter
@@ -61,7 +62,9 @@ def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
         return
     config = run.config
     images_to_do = sum(_images_in(shard, run) for shard in shards)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     ray.init(os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING)
+    signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own, which ends the process
     progress = Progress(run.images, run.images - images_to_do)
     try:
         board: Any = ray.remote(num_cpus=0)(_Board).remote()

@@ -302,11 +302,10 @@ def _attempt(verb: str, uri: str, call: Callable[[], T]) -> T:
     except Exception as error:
         times = f" after {attempts.statistics['attempt_number']} attempts" if _is_transient(error) else ""
         cause = redact(f"{type(error).__name__}: {error}")
-        # The cause's own text may hold credentials, and a traceback would print it: no `from error`.
         failure = StorageError(f"cannot {verb} {redact(uri)}{times}: {cause}{_advice(error)}")
-        if redact(str(error)) == str(error):
-            raise failure from error
-        raise failure from None
+        if redact(str(error)) != str(error):
+            raise failure from None  # a traceback would print the cause, and with it the credentials
+        raise failure from error
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -431,7 +431,9 @@ def test_case_25_s3_is_slow_fails_or_hangs_up() -> None:
 
 @pytest.mark.usefixtures("s3_server", "fresh_client")
 def test_case_25_nothing_below_multiplies_the_attempts() -> None:
-    with scripted_s3([ANSWER_503] * 100) as given:
-        with pytest.raises(StorageError, match="s3://bucket/key after 8 attempts.*Reduce your request rate"):
-            storage.read_bytes("s3://bucket/key")
+    with (
+        scripted_s3([ANSWER_503] * 100) as given,
+        pytest.raises(StorageError, match=r"s3://bucket/key after 8 attempts.*Reduce your request rate"),
+    ):
+        storage.read_bytes("s3://bucket/key")
     assert len(given) == storage.ATTEMPTS

@@ -77,7 +77,8 @@ def observe(model: SamModel) -> dict[str, Any]:
     generator = MaskGenerator(model, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0)
     masks = generator.masks_of_crop(picture, _CROP, _GRID)
     _check_frame(masks, iou, (corner + point)[0].tolist())
-    samples = embedding.features_1CHW[0, ::32, 3::13, 5::13].flatten()
+    step = embedding.features_1CHW.shape[-1] // 4
+    samples = embedding.features_1CHW[0, ::32, ::step, ::step].flatten()
     return {"embedding": samples.tolist(), "predicted_iou": iou.tolist()}
 
 

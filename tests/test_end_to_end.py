@@ -1,0 +1,296 @@
+"""The main job as a user runs it: on local disk, on S3, killed, interrupted, submitted to a Ray head."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import pytest
+from running import KEEP_ALL, TIMEOUT_S, command, jpeg, rows, run, write_jpegs
+from s3server import S3Server
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "bad/empty.jpg": (b"", "empty_file"),
+    "bad/cut.jpg": (jpeg(7)[:1000], "truncated"),
+    "bad/page.jpg": (b"<html>Not found</html>", "not_an_image"),
+}
+
+
+def job(tiny_checkpoint: Path, images: str | Path, output: str | Path, *flags: str) -> list[str | Path]:
+    """The job's name and flags."""
+    return [
+        "jobs.generate_masks",
+        "--images",
+        images,
+        "--output",
+        output,
+        "--checkpoint",
+        tiny_checkpoint,
+        *KEEP_ALL,
+        *flags,
+    ]
+
+
+def summary_of(output: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((output / "summary.json").read_text())
+    return document
+
+
+def wait_for_shards(output: Path, count: int, process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(list((output / "masks").glob("part-*.parquet"))) < count:
+        assert process.poll() is None, "the job ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def processes_with(text: str) -> list[str]:
+    listed = subprocess.run(["ps", "-ewwo", "pid,args"], check=True, capture_output=True, text=True).stdout
+    return [line for line in listed.splitlines() if text in line]
+
+
+def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = write_jpegs(tmp_path / "in", 5)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "0000.jpg").write_bytes(jpeg(9))
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "notes.txt").write_text("not an image")
+    output = tmp_path / "out"
+    first = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3"))
+    assert first.returncode == 0, first.stderr
+    found = rows(output)
+    assert [row["image_id"] for row in found] == list(range(7))
+    assert sum(row["status"] == "ok" for row in found) == 6
+    summary = summary_of(output)
+    assert (summary["state"], summary["ok"], summary["failed"]) == ("complete", 6, 1)
+    assert summary["failures"] == {"truncated": 1}
+    assert summary["skipped"] == {".txt": 1}
+    assert summary["masks"] == sum(len(row["masks"]) for row in found)
+    assert run("jobs.verify_masks", "--output", output).returncode == 0
+
+    shard = output / "masks" / "part-00001.parquet"
+    others = {path: path.stat().st_mtime_ns for path in (output / "masks").iterdir() if path != shard}
+    shard.unlink()
+    again = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3"))
+    assert again.returncode == 0, again.stderr
+    assert rows(output) == found
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+
+    other = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "4"))
+    assert other.returncode == 2
+    assert "images_per_shard" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--points-per-side", "0"], 2, "points_per_side"),
+        (["--no-such-flag", "1"], 2, "no-such-flag"),
+        (["--images", "nowhere"], 3, "nowhere"),
+        (["--checkpoint", "nowhere.pt"], 3, "nowhere.pt"),
+        (["--model", "vit_b"], 3, "mobile_sam, not vit_b"),
+        (["--device", "cuda"], 2, "GPU"),
+    ],
+)
+def test_what_cannot_work_ends_before_any_worker(
+    tmp_path: Path, tiny_checkpoint: Path, flags: list[str], code: int, words: str
+) -> None:
+    folder = write_jpegs(tmp_path / "in", 1)
+    given = {"--images": str(folder), "--output": str(tmp_path / "out"), "--checkpoint": str(tiny_checkpoint)}
+    given |= dict(zip(flags[::2], flags[1::2], strict=True))
+    refused = run("jobs.generate_masks", *(word for pair in given.items() for word in pair))
+    assert refused.returncode == code, refused.stderr
+    assert words in refused.stdout + refused.stderr
+    assert not (tmp_path / "out" / "masks").exists()
+
+
+def test_case_41_too_many_failures_stop_the_run(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(150):
+        (folder / f"{index:03d}.jpg").write_bytes(b"no image" if index % 4 else jpeg(index))
+    output = tmp_path / "out"
+    stopped = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "10", "--max-failure-rate", "0.3"))
+    assert stopped.returncode == 4, stopped.stderr
+    assert "--max-failure-rate" in stopped.stderr
+    summary = summary_of(output)
+    assert summary["state"] == "too_many_failures"
+    assert summary["failed"] > 0
+    assert summary["ok"] + summary["failed"] + summary["not_done"] == 150
+
+
+def test_case_45_interrupt_keeps_finished_shards(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = write_jpegs(tmp_path / "in", 300)
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        command(*job(tiny_checkpoint, folder, output, "--images-per-shard", "2")),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_shards(output, 3, process)
+    sessions = set(re.findall(r"session_[\d_-]+", "\n".join(processes_with(f"{process.pid}"))))
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    summary = summary_of(output)
+    assert summary["state"] == "interrupted"
+    finished = list((output / "masks").glob("part-*.parquet"))
+    assert 3 <= len(finished) < 150
+    assert summary["ok"] == 2 * len(finished)
+    assert summary["not_done"] == 300 - summary["ok"]
+    assert sessions
+    for session in sessions:
+        assert processes_with(session) == []
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, bytes]:
+    """60 pictures by name: of the folder $EVERYMASK_PICTURES where it is set, else pieces of photographs."""
+    folder = os.environ.get("EVERYMASK_PICTURES")
+    if folder:
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).rglob("*.jpg"))[:60]}
+    return {f"piece {index}.jpg": jpeg(index) for index in range(60)}
+
+
+def test_s3_killed_driver_and_resume(
+    tmp_path: Path, tiny_checkpoint: Path, s3_server: S3Server, bucket: str, pictures: dict[str, bytes]
+) -> None:
+    assert len(pictures) >= 50
+    for name, data in pictures.items():
+        s3_server.put(f"{bucket}/in/photos/{name}", data)
+    for name, (data, _) in BAD.items():
+        s3_server.put(f"{bucket}/in/{name}", data)
+    s3_server.put(f"{bucket}/in/photos/README.md", b"sidecar")
+    checkpoint = f"{bucket}/weights/tiny.safetensors"
+    s3_server.put(checkpoint, tiny_checkpoint.read_bytes())
+    flags = job(Path("x"), f"{bucket}/in", f"{bucket}/out", "--images-per-shard", "2")
+    flags[flags.index(Path("x"))] = checkpoint
+
+    process = subprocess.Popen(command(*flags), stderr=subprocess.DEVNULL)
+    client = s3_server.client()
+    masks = f"{bucket.removeprefix('s3://')}/out/masks"
+    deadline = time.monotonic() + TIMEOUT_S
+    done: list[str] = []
+    while len(done) < 3 and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            done = client.ls(masks, detail=False)
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    total = len(pictures) + len(BAD)
+    shards = -(-total // 2)
+    assert 3 <= len(client.ls(masks, detail=False)) < shards, "the driver was not killed in the middle"
+
+    resumed = run(*flags, "--num-workers", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    to_do = re.search(r"(\d+) to do", resumed.stderr)
+    assert to_do and int(to_do[1]) <= shards - 3
+    filesystem = pyarrow.fs.S3FileSystem(
+        access_key=s3_server.key,
+        secret_key=s3_server.secret,
+        endpoint_override=s3_server.endpoint,
+        region="us-east-1",
+    )
+    found = rows(bucket.removeprefix("s3://") + "/out", filesystem=filesystem)
+    assert [row["image_id"] for row in found] == list(range(total))
+    expected = {f"{bucket}/in/photos/{name}": "ok" for name in pictures}
+    expected |= {f"{bucket}/in/{name}": status for name, (_, status) in BAD.items()}
+    assert {row["uri"]: row["status"] for row in found} == expected
+    assert run("jobs.verify_masks", "--output", f"{bucket}/out").returncode == 0
+
+    flags[flags.index(f"{bucket}/out")] = f"{bucket}/undisturbed"
+    flags[flags.index("2")] = "64"
+    undisturbed = run(*flags)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert rows(bucket.removeprefix("s3://") + "/undisturbed", filesystem=filesystem) == found
+
+
+def test_case_23_s3_refusals_come_within_seconds(
+    tmp_path: Path, tiny_checkpoint: Path, s3_server: S3Server, bucket: str
+) -> None:
+    s3_server.put(f"{bucket}/in/a.jpg", jpeg(0))
+    attempts = {
+        "s3://no-such-bucket/in": {},
+        f"{bucket}/in": {"AWS_SECRET_ACCESS_KEY": "wrong-secret"},
+    }
+    for images, environment in attempts.items():
+        start = time.monotonic()
+        refused = run(*job(tiny_checkpoint, images, tmp_path / "out"), **environment)
+        assert refused.returncode == 3, refused.stderr
+        assert images in refused.stderr
+        assert time.monotonic() - start < 30
+    refused = run(*job(tiny_checkpoint, f"{bucket}/in", "s3://no-such-bucket/out"))
+    assert refused.returncode == 3
+    assert "no-such-bucket/out" in refused.stderr
+    assert "wrong-secret" not in refused.stderr
+
+
+@pytest.fixture
+def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Ray head on loopback, and the environment that leads `ray job submit` to it."""
+    temp = f"/tmp/ray-{uuid.uuid4().hex[:8]}"  # a socket's path is at most 107 bytes long
+    port = free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2}
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    with (tmp_path / "head.log").open("w") as log:
+        head = subprocess.Popen(
+            [
+                *(Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2"),
+                *("--port=0", f"--dashboard-port={port}", f"--temp-dir={temp}"),
+                *("--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"),
+            ],
+            env=os.environ | token | loopback,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield token | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    finally:
+        head.kill()
+        head.wait()
+        for line in processes_with(temp):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_ray_job_submit(tmp_path: Path, tiny_checkpoint: Path, ray_head: dict[str, str]) -> None:
+    folder = write_jpegs(tmp_path / "in", 4)
+    output = tmp_path / "out"
+    submit = [
+        *(Path(sys.executable).parent / "ray", "job", "submit"),
+        *("--working-dir", Path(__file__).parent.parent),
+        *("--runtime-env-json", json.dumps({"excludes": [".venv", "demo-output", ".git"]})),
+        "--",
+        *command(*job(tiny_checkpoint, folder, output, "--images-per-shard", "2")),
+    ]
+    deadline = time.monotonic() + 60
+    while True:
+        submitted = subprocess.run(
+            submit, check=False, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ | ray_head
+        )
+        if submitted.returncode == 0 or time.monotonic() > deadline:
+            break
+        time.sleep(1)  # the head is not up yet
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "complete: 4 images = 4 ok" in submitted.stdout + submitted.stderr
+    assert [row["status"] for row in rows(output)] == ["ok"] * 4

@@ -1,0 +1,256 @@
+"""The masks are the reference's: the package mobile_sam and ours, with the same weights, on photographs.
+
+At the published size with few prompts, for time; at 256, where decoding is sixteen times cheaper, with the full
+grid and every default. `EVERYMASK_PHOTOS` names a folder of more photographs to compare on.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+from scipy.optimize import linear_sum_assignment
+from seeded import (
+    PHOTOGRAPHS,
+    ReferenceGenerator,
+    Rgb,
+    Sam,
+    SamPredictor,
+    assert_parity,
+    grid,
+    lively_state_dict,
+    model_with,
+    reference_sam,
+)
+
+from pipeline.amg import MaskGenerator
+from pipeline.model import load_model
+from pipeline.model.sam import Embedding, SamModel
+
+KEEP_MANY: Final = {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+SETTINGS: Final[dict[str, dict[str, Any]]] = {
+    "defaults": {},
+    "crops": {"crop_n_layers": 1},
+    "regions": {"min_mask_region_area": 100},
+    "keep-many": KEEP_MANY,
+}
+SMALL_SIZE: Final = 256
+
+
+class RememberingPredictor(SamPredictor):
+    """The reference's predictor, which does not encode or decode the same thing twice."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__(sam)
+        self.encoded: dict[bytes, torch.Tensor] = {}
+        self.decoded: dict[tuple[bytes, bytes], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.key = b""
+
+    def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
+        self.key = transformed_image.numpy().tobytes()
+        if self.key not in self.encoded:
+            super().set_torch_image(transformed_image, original_image_size)
+            self.encoded[self.key] = self.features
+        self.features = self.encoded[self.key]
+        self.original_size = original_image_size
+        self.input_size = tuple(transformed_image.shape[-2:])
+        self.is_image_set = True
+
+    def predict_torch(
+        self, point_coords: torch.Tensor, *arguments: Any, **keywords: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        key = self.key, point_coords.numpy().tobytes()
+        if key not in self.decoded:
+            _, iou, logits = super().predict_torch(point_coords, *arguments, **keywords)
+            self.decoded[key] = iou, logits
+        iou, logits = self.decoded[key]
+        return self.model.postprocess_masks(logits, self.input_size, self.original_size), iou, logits
+
+
+class RememberingModel(SamModel):
+    """Our model, which does not encode the same picture twice."""
+
+    def encode(self, rgb_HW3: Rgb) -> Embedding:
+        memory: dict[tuple[object, ...], Embedding] = self.__dict__.setdefault("memory", {})
+        key = rgb_HW3.shape, rgb_HW3.tobytes()
+        if key not in memory:
+            memory[key] = super().encode(rgb_HW3)
+        return memory[key]
+
+
+class Pair:
+    """Both implementations with the same weights."""
+
+    def __init__(self, image_size: int) -> None:
+        weights = lively_state_dict()
+        sam = reference_sam(image_size)
+        sam.load_state_dict(weights)
+        self.predictor = RememberingPredictor(sam)
+        self.model = model_with(weights, image_size)
+        self.model.__class__ = RememberingModel
+
+    def masks(self, rgb: Rgb, **arguments: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Ours and the reference's."""
+        reference = ReferenceGenerator(self.predictor.model, **arguments)
+        reference.predictor = self.predictor
+        arguments.setdefault("output_mode", "coco_rle")
+        return MaskGenerator(self.model, **arguments).generate(rgb), reference.generate(rgb)
+
+
+@lru_cache
+def pair(image_size: int) -> Pair:
+    """Both implementations at one size."""
+    return Pair(image_size)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget() -> Any:
+    yield
+    pair.cache_clear()
+
+
+def few_prompts(settings: dict[str, Any], side: int, side_in_crops: int) -> dict[str, Any]:
+    """Settings with a coarser grid."""
+    sides = [side, *([side_in_crops] * settings.get("crop_n_layers", 0))]
+    return settings | {"points_per_side": None, "point_grids": [grid(n) for n in sides]}
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_encoder_gives_the_references_embedding(name: str) -> None:
+    rgb = PHOTOGRAPHS[name]()
+    both = pair(1024)
+    both.predictor.set_image(rgb)
+    ours = both.model.encode(rgb)
+    assert ours.input_size == both.predictor.input_size
+    assert ours.original_size == both.predictor.original_size
+    assert both.predictor.features.std() > 0.1
+    assert (ours.features_1CHW - both.predictor.features).abs().max() <= 1e-4
+
+
+def test_photographs_are_told_apart() -> None:
+    both = pair(1024)
+    embeddings = [both.model.encode(PHOTOGRAPHS[name]()).features_1CHW for name in ("coffee", "portrait")]
+    assert (embeddings[0] - embeddings[1]).std() > 0.1
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", ["coffee", "portrait", "large", "gray"])
+def test_masks_at_the_published_size(name: str, setting: str) -> None:
+    arguments = few_prompts(SETTINGS[setting], side=3, side_in_crops=2)
+    ours, reference = pair(1024).masks(PHOTOGRAPHS[name](), **arguments)
+    assert_parity(ours, reference)
+    assert len(reference) == 27 if setting == "keep-many" else 0 < len(reference) < 27
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", ["coffee", "portrait", "gray", "square"])
+def test_masks_at_a_small_size(name: str, setting: str) -> None:
+    arguments = {"points_per_side": 6, **SETTINGS[setting]}
+    ours, reference = pair(SMALL_SIZE).masks(PHOTOGRAPHS[name](), **arguments)
+    assert_parity(ours, reference)
+    assert len(reference) == 108 if setting == "keep-many" else 2 < len(reference) < 108
+
+
+def test_masks_of_the_full_grid_with_every_default() -> None:
+    ours, reference = pair(SMALL_SIZE).masks(PHOTOGRAPHS["coffee"]())
+    assert_parity(ours, reference)
+    assert 10 < len(reference) < 1000
+
+
+def test_each_threshold_keeps_some_and_drops_some() -> None:
+    """Else the comparisons above would prove nothing."""
+    rgb = PHOTOGRAPHS["coffee"]()
+
+    def count(**arguments: Any) -> int:
+        return len(pair(SMALL_SIZE).masks(rgb, **{"points_per_side": 6, **KEEP_MANY, **arguments})[1])
+
+    assert count() == 108
+    assert 10 < count(pred_iou_thresh=0.88) < 98
+    assert 10 < count(stability_score_thresh=0.95) < 98
+    assert 10 < count(box_nms_thresh=0.7) < 98
+    both, alone = (
+        pair(SMALL_SIZE).masks(rgb, points_per_side=6, crop_n_layers=layers, **KEEP_MANY)[1] for layers in (1, 0)
+    )
+    crops = {tuple(mask["crop_box"]) for mask in both}
+    assert len(crops) >= 4
+    assert len(both) != len(alone)
+
+
+def test_small_regions_are_there_to_be_removed() -> None:
+    arguments = few_prompts(KEEP_MANY, side=3, side_in_crops=2)
+    rgb = PHOTOGRAPHS["coffee"]()
+    before, _ = pair(1024).masks(rgb, **arguments)
+    after, reference = pair(1024).masks(rgb, min_mask_region_area=100, **arguments)
+    assert_parity(after, reference)
+    assert sum(m["area"] for m in after) != sum(m["area"] for m in before)
+
+
+@pytest.mark.parametrize("output_mode", ["binary_mask", "uncompressed_rle", "coco_rle"])
+def test_output_modes_are_the_references_forms(output_mode: str) -> None:
+    rgb = PHOTOGRAPHS["portrait"]()
+    arguments = few_prompts(KEEP_MANY, side=3, side_in_crops=2) | {"output_mode": output_mode}
+    ours, reference = pair(SMALL_SIZE).masks(rgb, **arguments)
+    assert len(ours) == len(reference) == 27
+    for a, b in zip(ours, reference, strict=True):
+        assert type(a["segmentation"]) is type(b["segmentation"])
+        assert {key: type(value) for key, value in a.items()} == {key: type(value) for key, value in b.items()}
+        if output_mode == "binary_mask":
+            assert a["segmentation"].dtype == b["segmentation"].dtype == np.bool_
+            assert a["segmentation"].shape == rgb.shape[:2]
+            assert (a["segmentation"] != b["segmentation"]).mean() <= 1e-4
+        else:
+            assert a["segmentation"] == b["segmentation"]
+
+
+def test_batches_do_not_change_the_masks() -> None:
+    rgb = PHOTOGRAPHS["gray"]()
+    expected, _ = pair(SMALL_SIZE).masks(rgb, points_per_side=6)
+    for batch in (1, 7, 1000):
+        masks, _ = pair(SMALL_SIZE).masks(rgb, points_per_side=6, points_per_batch=batch)
+        assert_parity(masks, expected)
+
+
+def test_a_checkpoint_of_the_reference_gives_its_masks(tmp_path: Path) -> None:
+    both = pair(1024)
+    path = tmp_path / "x.pt"
+    torch.save(both.predictor.model.state_dict(), path)
+    model = load_model(str(path), device="cpu")
+    rgb = PHOTOGRAPHS["portrait"]()
+    arguments = few_prompts(KEEP_MANY, side=3, side_in_crops=2)
+    _, reference = both.masks(rgb, **arguments)
+    assert_parity(MaskGenerator(model, **arguments).generate(rgb), reference)
+
+
+def test_bfloat16_gives_nearly_the_masks_of_float32() -> None:
+    """Matched one to one by mask IoU; the mean of what is matched."""
+    rgb = PHOTOGRAPHS["coffee"]()
+    arguments = few_prompts(KEEP_MANY, side=6, side_in_crops=2)
+    half = model_with(lively_state_dict(), SMALL_SIZE, "bf16")
+    fast = MaskGenerator(half, **arguments).generate(rgb)
+    exact, _ = pair(SMALL_SIZE).masks(rgb, **arguments)
+    assert len(fast) == len(exact) == 108
+    ious = coco.iou([m["segmentation"] for m in fast], [m["segmentation"] for m in exact], [0] * len(exact))
+    matched = ious[linear_sum_assignment(-ious)]
+    print(matched.mean())
+    assert matched.mean() > 0.8
+    assert matched.mean() < 1  # else it was float32
+    differences = np.subtract(sorted(m["predicted_iou"] for m in fast), sorted(m["predicted_iou"] for m in exact))
+    assert np.abs(differences).max() < 0.05
+
+
+if "EVERYMASK_PHOTOS" in os.environ:
+    _FILES = sorted(Path(os.environ["EVERYMASK_PHOTOS"]).iterdir())
+
+    @pytest.mark.parametrize("setting", SETTINGS)
+    @pytest.mark.parametrize("path", _FILES, ids=lambda path: path.name)
+    def test_masks_of_a_folders_photographs(path: Path, setting: str) -> None:
+        rgb = np.array(Image.open(path).convert("RGB"))
+        arguments = few_prompts(SETTINGS[setting], side=3, side_in_crops=2)
+        ours, reference = pair(1024).masks(rgb, **arguments)
+        assert_parity(ours, reference)
+        assert reference
