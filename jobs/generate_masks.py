@@ -27,9 +27,7 @@ def generate_masks(*, config: Annotated[RunConfig, Parameter(name="*")]) -> int:
     holds another run; 3 an address, credentials or weights, before anything was started; 4 too many images
     failed; 130 interrupted. Finished shards are kept in every case, and the same command goes on.
     """
-    config = config.model_copy(
-        update={"images": canonical_uri(config.images), "output": canonical_uri(config.output)}
-    )
+    config = _with_canonical_addresses(config)
     runs.check_addresses(config)
     run = _open_run(config)
     to_do = runs.shards_to_do(run)
@@ -49,6 +47,16 @@ def generate_masks(*, config: Annotated[RunConfig, Parameter(name="*")]) -> int:
     return 0
 
 
+def _with_canonical_addresses(config: RunConfig) -> RunConfig:
+    """Paths must mean the same in workers, which run in other folders."""
+    model = config.model
+    if model.checkpoint is not None:
+        model = model.model_copy(update={"checkpoint": canonical_uri(model.checkpoint)})
+    return config.model_copy(
+        update={"images": canonical_uri(config.images), "output": canonical_uri(config.output), "model": model}
+    )
+
+
 def _open_run(config: RunConfig) -> Run:
     """Load the model once here, so that no worker is started for weights that do not load."""
     model = checked_model(config.model.model_copy(update={"device": "cpu"}))
@@ -61,8 +69,9 @@ def _make_and_reconcile(run: Run, to_do: list[int]) -> Summary:
     state: State = "incomplete"
     start = time.monotonic()
     try:
-        for shard in engine.make_shards(run, to_do):
-            made[shard.shard] = shard
+        if to_do:
+            with engine.connected():
+                _make(run, to_do, made)
         state = "complete"
     except TooManyFailures:
         state = "too_many_failures"
@@ -74,6 +83,17 @@ def _make_and_reconcile(run: Run, to_do: list[int]) -> Summary:
         summary = runs.write_summary(run, state, made, time.monotonic() - start)
         _log.info("%s", _in_words(summary))
     return summary
+
+
+def _make(run: Run, to_do: list[int], made: dict[int, ShardSummary]) -> None:
+    start = time.monotonic()
+    try:
+        for shard in engine.make_shards(run, to_do):
+            made[shard.shard] = shard
+    except KeyboardInterrupt:
+        # Whoever stops us may not wait for the workers to end: Ray kills a stopped job after three seconds.
+        runs.write_summary(run, "interrupted", made, time.monotonic() - start)
+        raise
 
 
 def _in_words(summary: Summary) -> str:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 if "RAY_ADDRESS" not in os.environ:
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from pipeline.amg import MaskGenerator
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
-from pipeline.errors import CheckpointError, SettingsError, TooManyFailures
+from pipeline.errors import CheckpointError, IncompleteRun, SettingsError, TooManyFailures
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.shard import ShardSummary, make_shard
@@ -42,10 +43,23 @@ _log = logging.getLogger("everymask")
 _Batch = dict[str, NDArray[Any]]
 
 
-def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
-    """Make shards on a Ray cluster, or on a local Ray of our own, and show progress.
+@contextmanager
+def connected() -> Iterator[None]:
+    """Ray for the time of the block: the cluster that `$RAY_ADDRESS` names, or a local one of our own.
 
-    `$RAY_ADDRESS` says which cluster, and `ray job submit` sets it; without it a local Ray is started.
+    `ray job submit` sets the variable. At the end our workers are ended, and so is a local Ray.
+    """
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    ray.init(os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING)
+    signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own, which ends the process
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
+    """Make shards on the connected Ray, and show progress.
 
     Args:
         run: The run they belong to.
@@ -55,16 +69,12 @@ def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
         Each finished shard's summary, as they finish. A shard that failed is not among them.
 
     Raises:
+        IncompleteRun: workers could not be started.
         SettingsError: the local machine lacks the device.
         TooManyFailures: as `max_failure_rate` says. Finished shards stay.
     """
-    if not shards:
-        return
     config = run.config
     images_to_do = sum(_images_in(shard, run) for shard in shards)
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING)
-    signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own, which ends the process
     progress = Progress(run.images, run.images - images_to_do)
     try:
         board: Any = ray.remote(num_cpus=0)(_Board).remote()
@@ -81,7 +91,8 @@ def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
                 if item is None:
                     return
                 if isinstance(item, Exception):
-                    raise item
+                    cause = str(item).strip().splitlines()[-1]
+                    raise IncompleteRun(f"Ray gave the run up: {cause}") from item
                 images, masks, failed = images + item.images, masks + item.masks, failed + item.failed
                 yield item
             in_work = ray.get(board.read.remote())
@@ -90,7 +101,6 @@ def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
             _judge(counts[2], counts[0], images_to_do, config.max_failure_rate)
     finally:
         progress.close()
-        ray.shutdown()
 
 
 class ShardWorker:
@@ -162,6 +172,7 @@ class _Board:
 
 def _dataset(run: Run, shards: list[int], board: Any) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours takes its place
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a failed shard must not end the others; it is missed at the end
@@ -203,8 +214,8 @@ def _resources(config: RunConfig) -> tuple[int, float, float]:
         if "RAY_ADDRESS" not in os.environ:
             raise SettingsError("There is no GPU here; use --device cpu, or a cluster's RAY_ADDRESS.")
         _log.warning("The cluster has no GPU yet; waiting for the autoscaler to bring one.")
-    cpus = cluster.cpus_per_worker or (1.0 if on_gpu else min(4.0, there["CPU"]))
-    fitting = there.get("GPU", 0) / gpus if gpus else there["CPU"] / cpus
+    cpus = cluster.cpus_per_worker or (1.0 if on_gpu else min(4.0, there.get("CPU", 4.0)))
+    fitting = there.get("GPU", 0) / gpus if gpus else there.get("CPU", 0) / cpus
     return cluster.num_workers or max(1, int(fitting)), cpus, gpus
 
 

@@ -5,6 +5,7 @@
     │   └── OutputConflict    the output holds another run                exit code 2
     ├── PreflightError        nothing was started                         exit code 3
     │   ├── StorageError      an address cannot be read or written
+    │   │   └── ChangedError  the object is not the version that was asked for
     │   ├── NoImages          no image under the address
     │   ├── CheckpointError   the weights are not what they must be
     │   └── SelfCheckError    the model does not see what it should
@@ -42,6 +43,10 @@ class PreflightError(EverymaskError):
 
 class StorageError(PreflightError):
     """An address cannot be listed, read or written."""
+
+
+class ChangedError(StorageError):
+    """The object is not the version that was asked for."""
 
 
 class NoImages(PreflightError):

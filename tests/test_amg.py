@@ -78,7 +78,9 @@ def draw(origin: tuple[int, int], points_N2: NDArray[np.float64]) -> tuple[torch
                 inside = radius - distance
             logits.append(inside * random.choice([0.05, 0.3, 1.0, 5.0]) + 0.0137)
             ious.append(random.choice([0.5, 0.86, 0.88, 0.9, 0.9, 0.95, 1.0]))
-    return torch.tensor(np.array(logits)).float().view(-1, 3, MASK_SIZE, MASK_SIZE), torch.tensor(ious).float().view(-1, 3)
+    return torch.tensor(np.array(logits)).float().view(-1, 3, MASK_SIZE, MASK_SIZE), torch.tensor(
+        ious
+    ).float().view(-1, 3)
 
 
 class DrawnModel:
@@ -190,7 +192,7 @@ def plain(masks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [mask | {"stability_score": str(mask["stability_score"])} for mask in masks]
 
 
-@pytest.mark.parametrize("size", [(120, 200), (333, 150), (256, 256), (70, 700)], ids=str)
+@pytest.mark.parametrize("size", [(120, 200), (333, 150)], ids=str)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_drawn_masks_are_the_references(setting: str, size: tuple[int, int]) -> None:
     rgb = coordinates_as_colours(*size)
@@ -237,7 +239,7 @@ def test_defaults_are_the_references() -> None:
 
 
 def test_memory_budget_does_not_change_the_masks() -> None:
-    rgb = coordinates_as_colours(300, 410)
+    rgb = coordinates_as_colours(200, 310)
     arguments = ALL | {"crop_n_layers": 1}
     roomy = ours(rgb, **arguments, memory_budget=GIB)
     assert plain(ours(rgb, **arguments, memory_budget=1)) == plain(roomy)
@@ -334,10 +336,10 @@ def test_one_colour_everywhere(value: int) -> None:
 
 def test_thresholds_of_one_give_no_masks() -> None:
     """Case 19."""
-    arguments = {"pred_iou_thresh": 1.0, "stability_score_thresh": 1.0, "box_nms_thresh": 1.0}
+    arguments = {"pred_iou_thresh": 1.0, "stability_score_thresh": 1.0, "points_per_side": 8}
     for regions in (0, 50):
         assert (
-            ours(coordinates_as_colours(90, 120), **arguments, crop_n_layers=2, min_mask_region_area=regions) == []
+            ours(coordinates_as_colours(90, 120), **arguments, crop_n_layers=1, min_mask_region_area=regions) == []
         )
 
 
@@ -355,20 +357,20 @@ rgb = np.zeros((12_000, 12_000, 3), dtype=np.uint8)
 rgb[3000:9000, 2000:7000] = 200
 model = seeded_model(1, 64)
 generator = MaskGenerator(
-    model, points_per_side=3, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1.0,
+    model, points_per_side=2, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1.0,
     memory_budget=2**28,
 )
 generator.generate(rgb[:64, :64])
 before = mebibytes("VmRSS")
 masks = generator.generate(rgb)
-assert len(masks) == 27, len(masks)
+assert len(masks) == 12, len(masks)
 assert all(mask["segmentation"]["size"] == [12_000, 12_000] for mask in masks)
 print(mebibytes("VmHWM") - before)
 """
 
 
 def test_memory_for_a_huge_image_is_bounded() -> None:
-    """Case 18: 27 masks of 137 MiB each, 256 MiB allowed for them; the rest is Pillow's copy of the image."""
+    """Case 18: 12 masks of 137 MiB each, 256 MiB allowed for them; the rest is Pillow's copy of the image."""
     done = subprocess.run([sys.executable, "-c", MEASURE_PEAK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     pillows_copies = 12_000**2 * (3 + 4) / 2**20
@@ -468,7 +470,7 @@ def test_suppression_keeps_the_best_of_overlapping_boxes() -> None:
 
 
 def test_masks_cut_by_a_crop_are_dropped_but_not_those_at_the_images_edge() -> None:
-    boxes = [[0, 0, 30, 30], [60, 30, 99, 60], [60, 30, 79, 60], [30, 0, 40, 79], [30, 0, 40, 59]]
+    boxes = [[0, 0, 30, 30], [60, 30, 99, 59], [60, 30, 79, 59], [30, 0, 40, 79], [30, 0, 40, 59]]
     some = candidates(boxes, [0.5] * 5)
     kept = filters.whole(some, [0, 0, 100, 80], (200, 300))  # crop at the image's upper left corner
     assert kept.prompts_N.tolist() == [0, 2, 4]

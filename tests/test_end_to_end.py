@@ -56,8 +56,13 @@ def wait_for_shards(output: Path, count: int, process: subprocess.Popen[Any]) ->
 
 
 def processes_with(text: str) -> list[str]:
-    listed = subprocess.run(["ps", "-ewwo", "pid,args"], check=True, capture_output=True, text=True).stdout
+    """Lines `pid ppid args`."""
+    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], check=True, capture_output=True, text=True).stdout
     return [line for line in listed.splitlines() if text in line]
+
+
+def parent_of(line: str) -> int:
+    return int(line.split()[1])
 
 
 def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -153,6 +158,27 @@ def test_case_45_interrupt_keeps_finished_shards(tmp_path: Path, tiny_checkpoint
     assert sessions
     for session in sessions:
         assert processes_with(session) == []
+
+
+def test_case_34_a_killed_worker_costs_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = write_jpegs(tmp_path / "in", 60)
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    process = subprocess.Popen(
+        command(*job(tiny_checkpoint, folder, disturbed, "--images-per-shard", "5")),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_shards(disturbed, 2, process)
+    (raylet,) = (int(line.split()[0]) for line in processes_with(f"_{process.pid}/") if "/raylet " in line)
+    workers = [int(line.split()[0]) for line in processes_with("ray::MapWorker") if parent_of(line) == raylet]
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, stderr
+    assert run(*job(tiny_checkpoint, folder, undisturbed, "--images-per-shard", "5")).returncode == 0
+    assert rows(disturbed) == rows(undisturbed)
+    assert summary_of(disturbed)["ok"] == 60
 
 
 @pytest.fixture(scope="module")
@@ -273,24 +299,47 @@ def free_port() -> int:
         return port
 
 
-def test_ray_job_submit(tmp_path: Path, tiny_checkpoint: Path, ray_head: dict[str, str]) -> None:
-    folder = write_jpegs(tmp_path / "in", 4)
-    output = tmp_path / "out"
-    submit = [
+def submit(*words: str | Path) -> list[str | Path]:
+    """A `ray job submit` of this project's folder."""
+    return [
         *(Path(sys.executable).parent / "ray", "job", "submit"),
         *("--working-dir", Path(__file__).parent.parent),
         *("--runtime-env-json", json.dumps({"excludes": [".venv", "demo-output", ".git"]})),
-        "--",
-        *command(*job(tiny_checkpoint, folder, output, "--images-per-shard", "2")),
+        *words,
     ]
+
+
+def ray(head: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, check=False, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ | head
+    )
+
+
+def test_ray_job_submit_and_stop(tmp_path: Path, tiny_checkpoint: Path, ray_head: dict[str, str]) -> None:
+    folder = write_jpegs(tmp_path / "in", 4)
+    output = tmp_path / "out"
+    whole = submit("--", *command(*job(tiny_checkpoint, folder, output, "--images-per-shard", "2")))
     deadline = time.monotonic() + 60
-    while True:
-        submitted = subprocess.run(
-            submit, check=False, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ | ray_head
-        )
-        if submitted.returncode == 0 or time.monotonic() > deadline:
-            break
+    while (submitted := ray(ray_head, *whole)).returncode and time.monotonic() < deadline:
         time.sleep(1)  # the head is not up yet
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "complete: 4 images = 4 ok" in submitted.stdout + submitted.stderr
     assert [row["status"] for row in rows(output)] == ["ok"] * 4
+
+    folder = write_jpegs(tmp_path / "many", 400)
+    output = tmp_path / "stopped"
+    flags = job(tiny_checkpoint, folder, output, "--images-per-shard", "2")
+    begun = ray(ray_head, *submit("--no-wait", "--submission-id", "long", "--", *command(*flags)))
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(list((output / "masks").glob("part-*.parquet"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stopped = ray(ray_head, Path(sys.executable).parent / "ray", "job", "stop", "long")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    time.sleep(2)  # for a worker that has not heard of it yet
+    finished = len(list((output / "masks").glob("part-*.parquet")))
+    assert 3 <= finished < 200
+    summary = summary_of(output)
+    assert summary["state"] == "interrupted"
+    assert summary["ok"] == 2 * finished
+    assert summary["not_done"] == 400 - summary["ok"]

@@ -25,7 +25,7 @@ from seeded import (
     grid,
     lively_state_dict,
     model_with,
-    reference_sam,
+    reference_with,
 )
 
 from pipeline.amg import MaskGenerator
@@ -88,9 +88,7 @@ class Pair:
 
     def __init__(self, image_size: int) -> None:
         weights = lively_state_dict()
-        sam = reference_sam(image_size)
-        sam.load_state_dict(weights)
-        self.predictor = RememberingPredictor(sam)
+        self.predictor = RememberingPredictor(reference_with(weights, image_size))
         self.model = model_with(weights, image_size)
         self.model.__class__ = RememberingModel
 
@@ -148,7 +146,7 @@ def test_masks_at_the_published_size(name: str, setting: str) -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", ["coffee", "portrait", "gray", "square"])
+@pytest.mark.parametrize("name", ["portrait", "square"])
 def test_masks_at_a_small_size(name: str, setting: str) -> None:
     arguments = {"points_per_side": 6, **SETTINGS[setting]}
     ours, reference = pair(SMALL_SIZE).masks(PHOTOGRAPHS[name](), **arguments)

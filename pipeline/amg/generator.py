@@ -70,6 +70,7 @@ class MaskGenerator:
         masks = [
             mask
             for crop_box, layer in zip(crop_boxes, layers, strict=True)
+            if crop_box[0] < crop_box[2] and crop_box[1] < crop_box[3]  # slivers have crops without pixels
             for mask in self.masks_of_crop(rgb_HW3, crop_box, self._point_grids[layer])
         ]
         if len(crop_boxes) > 1:

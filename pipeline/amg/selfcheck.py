@@ -53,6 +53,8 @@ def self_check(model: SamModel) -> None:
         return
     tolerance = _TOLERANCE[model.precision]
     for what, values in model.expected.items():
+        if len(values) != len(observed[what]):
+            raise SelfCheckError(f"The checkpoint's answers on the known picture are not {what}s of this version.")
         difference = float(np.abs(np.subtract(observed[what], values)).max())
         if not difference <= tolerance:
             raise SelfCheckError(

@@ -57,7 +57,10 @@ def pick_device(device: Device | torch.device | str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, there in available.items() if there))
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise SettingsError(f"{device!r} is no device; use --device auto or cpu.") from error
     if not available.get(chosen.type, False):
         raise SettingsError(f"There is no {chosen.type} device here; use --device auto or cpu.")
     return chosen

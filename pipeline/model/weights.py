@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,21 @@ UNUSED: Final = {
     "image_encoder.head.bias": (1000,),
 }
 _METADATA_KEY: Final = "everymask"
+# What the readers of the two formats are seen to raise on damaged or random bytes.
+_DAMAGE: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    safetensors.SafetensorError,
+)
 _NAMES_IN_A_MESSAGE: Final = 5
 
 
@@ -132,7 +148,7 @@ def parse_checkpoint(data: bytes, address: str) -> tuple[Tensors, Mapping[str, A
             f"{address} is refused: it is no checkpoint, or holds objects other than tensors, and "
             "nothing of it was executed."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{address} is truncated or no checkpoint: {_first_line(error)}") from error
     if not isinstance(tensors, dict) or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
         raise CheckpointError(f"{address} is not a state dict, a plain dict of tensors by name.")

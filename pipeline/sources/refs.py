@@ -1,0 +1,37 @@
+"""`ImageRef`, and what a name alone says of a file."""
+
+from pathlib import PurePosixPath
+from typing import Final, NamedTuple
+
+COMPRESSED_TARS: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+NOT_UTF8: Final = "(name that is not UTF-8)"
+
+
+class ImageRef(NamedTuple):
+    """Where one image is: the columns of `schemas.manifest.MANIFEST_SCHEMA` but `image_id`."""
+
+    uri: str
+    size: int | None
+    etag: str | None
+    container: str | None
+    position: int | None
+
+
+def suffix_of(uri: str) -> str:
+    return PurePosixPath(uri.rpartition("/")[2]).suffix.lower()
+
+
+def label_of(uri: str) -> str:
+    """How `skipped` names a file: by its suffix, a dot-file by its name."""
+    name = uri.rpartition("/")[2]
+    compressed = next((end for end in COMPRESSED_TARS if name.lower().endswith(end)), "")
+    return compressed or suffix_of(uri) or (name if name.startswith(".") else "(no suffix)")
+
+
+def is_storable(uri: str) -> bool:
+    """Local names and tar members need not be UTF-8; the manifest is."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""Every other filesystem of fsspec, through the calls that they all have."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from pipeline.storage.attempts import attempt, http_status
+from pipeline.storage.files import FileInfo
+
+
+def stat(uri: str) -> FileInfo | None:
+    fs, path = _filesystem(uri)
+    try:
+        entry = fs.info(path)
+    except FileNotFoundError:
+        return None
+    return _file_info(uri, entry) if entry["type"] == "file" else None
+
+
+def read(uri: str, offset: int, size: int | None, _etag: str | None) -> bytes:
+    fs, path = _filesystem(uri)
+    if offset == 0 and size is None:
+        whole: bytes = fs.cat_file(path)
+        return whole
+    try:
+        data: bytes = fs.cat_file(path, start=offset, end=None if size is None else offset + size)
+    except Exception as error:
+        if http_status(error) == 416:
+            return b""  # the range begins after the end
+        raise
+    if size is not None and len(data) > size:  # a web server that does not know ranges sends all
+        return data[offset : offset + size]
+    return data
+
+
+def write(uri: str, data: bytes) -> None:
+    fs, path = _filesystem(uri)
+    fs.pipe_file(path, data)
+
+
+def delete(uri: str) -> None:
+    fs, path = _filesystem(uri)
+    if stat(uri) is not None:
+        fs.rm_file(path)
+
+
+def names(uri: str) -> Iterator[str]:
+    for entry in attempt("list", uri, lambda: _entries(*_filesystem(uri))):
+        yield entry["name"].rstrip("/").rpartition("/")[2]
+
+
+def walk(uri: str, _stem: str, depth: int | None) -> Iterator[FileInfo]:
+    fs, path = attempt("list", uri, lambda: _filesystem(uri))
+    start = len(path)
+    folders = [path]
+    while folders:
+        for entry in attempt("list", uri, functools.partial(_entries, fs, folders.pop())):
+            below = entry["name"][start:].lstrip("/")
+            if entry["type"] != "directory":
+                yield _file_info(f"{uri}{'' if uri.endswith('/') else '/'}{below}", entry)
+            elif depth is None or below.count("/") < depth:
+                folders.append(entry["name"])
+
+
+def folder_exists(uri: str) -> bool:
+    fs, path = _filesystem(uri)
+    return bool(fs.isdir(path))
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    fs, path = fsspec.url_to_fs(uri, use_listings_cache=False)
+    return fs, path
+
+
+def _file_info(uri: str, entry: dict[str, Any]) -> FileInfo:
+    return FileInfo(uri, entry.get("size"), entry.get("ETag") or entry.get("etag"))
+
+
+def _entries(fs: Any, folder: str) -> list[dict[str, Any]]:
+    try:
+        return [entry for entry in fs.ls(folder, detail=True) if entry["name"] != folder]
+    except FileNotFoundError:
+        return []
