@@ -41,8 +41,8 @@ def generate_masks(*, config: Annotated[RunConfig, Parameter(name="*")]) -> int:
     summary = _make_and_reconcile(run, to_do)
     if summary["missing_shards"]:
         raise IncompleteRun(
-            f"{run.shards - len(summary['missing_shards'])} of {run.shards} shards are there. The log says why "
-            "the others failed; the same command makes them."
+            f"{summary['not_done']} of {run.images} images are in shards that have no file. The log says why they "
+            "failed; the same command makes them."
         )
     return 0
 

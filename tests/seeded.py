@@ -149,7 +149,7 @@ def _smooth_and_couple(decoder: MaskDecoder) -> None:
     for layer in decoder.transformer.layers:
         attention = layer.cross_attn_image_to_token
         attention.k_proj.load_state_dict(attention.q_proj.state_dict())
-        attention.q_proj.weight.mul_(30)
+        attention.q_proj.weight.mul_(float(__import__("os").environ.get("A", "30")))
         attention.v_proj.weight.mul_(2)
         attention.out_proj.weight.mul_(2)
     for i in (0, 3):
@@ -159,7 +159,9 @@ def _smooth_and_couple(decoder: MaskDecoder) -> None:
 
 def _spread(sam: Sam) -> None:
     """Scale features, IoUs and mask logits by what they are on one photograph."""
-    sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(0.5)  # larger objects
+    sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(
+        float(__import__("os").environ.get("G", "0.5"))
+    )  # larger objects
     predictor = SamPredictor(sam)
     norms = [module for module in sam.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in norms:
@@ -169,7 +171,10 @@ def _spread(sam: Sam) -> None:
         module.eval()
     predictor.set_image(PHOTOGRAPHS["coffee"]())
     norm, features = sam.image_encoder.neck[3], predictor.features
-    mean, std = features.mean((0, 2, 3)), features.std((0, 2, 3)) / 0.12
+    mean, std = (
+        features.mean((0, 2, 3)),
+        features.std((0, 2, 3)) / float(__import__("os").environ.get("FS", "0.12")),
+    )
     norm.weight.div_(std)
     norm.bias.sub_(mean).div_(std)
     predictor.features = (features - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
