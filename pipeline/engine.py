@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 if "RAY_ADDRESS" not in os.environ:
@@ -39,6 +39,7 @@ from pipeline.shard import ShardSummary, make_shard
 _ATTEMPTS: Final = 6  # a shard that has killed its worker this often is left missing, and the run says so
 _JUDGED_AFTER: Final = 100  # images, before the failure rate means anything
 _REPORT_SECONDS: Final = 1.0
+_CLOSING_SECONDS: Final = 1.0  # `ray job stop` kills the driver after three
 _log = logging.getLogger("everymask")
 _Batch = dict[str, NDArray[Any]]
 
@@ -76,8 +77,8 @@ def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
     config = run.config
     images_to_do = sum(_images_in(shard, run) for shard in shards)
     progress = Progress(run.images, run.images - images_to_do)
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
     try:
-        board: Any = ray.remote(num_cpus=0)(_Board).remote()
         finished: queue.SimpleQueue[ShardSummary | Exception | None] = queue.SimpleQueue()
         dataset = _dataset(run, shards, board)
         threading.Thread(target=_drain, args=(dataset, finished), daemon=True).start()
@@ -101,6 +102,15 @@ def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
             _judge(counts[2], counts[0], images_to_do, config.max_failure_rate)
     finally:
         progress.close()
+        _close(board)
+
+
+def _close(board: Any) -> None:
+    """Bring writing to its end, so that what is there now is what will be there."""
+    deadline = time.monotonic() + _CLOSING_SECONDS
+    with suppress(ray.exceptions.RayError):
+        while not ray.get(board.close.remote(), timeout=_CLOSING_SECONDS) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 class ShardWorker:
@@ -133,8 +143,19 @@ class ShardWorker:
                 reported = time.monotonic()
                 self._board.report.remote(shard, images, masks, failed)
 
+        def before_write() -> None:
+            if not ray.get(self._board.may_write.remote(shard)):
+                raise RuntimeError(f"the run was stopped before shard {shard} was written")
+
         try:
-            summary = make_shard(shard, self._config, self._generator, self._provenance, on_image)
+            summary = make_shard(
+                shard,
+                self._config,
+                self._generator,
+                self._provenance,
+                on_image=on_image,
+                before_write=before_write,
+            )
         except torch.AcceleratorError:
             # A CUDA error stays in its process for good. Ray starts another, which does the shard again.
             _log.exception("the device failed; starting this worker anew")
@@ -149,18 +170,33 @@ class _Board:
     def __init__(self) -> None:
         self._shards: dict[int, tuple[int, int, int]] = {}
         self._attempts: Counter[int] = Counter()
+        self._writing: set[int] = set()
+        self._closed = False
 
     def begin(self, shard: int) -> int:
         """Which attempt at the shard this is, from 1."""
         self._attempts[shard] += 1
         self._shards.pop(shard, None)
+        self._writing.discard(shard)
         return self._attempts[shard]
 
     def report(self, shard: int, images: int, masks: int, failed: int) -> None:
         self._shards[shard] = (images, masks, failed)
 
+    def may_write(self, shard: int) -> bool:
+        """Whether the run goes on, so that the shard's file may be written."""
+        if not self._closed:
+            self._writing.add(shard)
+        return not self._closed
+
+    def close(self) -> bool:
+        """Let no file be written any more. Whether none is being written."""
+        self._closed = True
+        return not self._writing
+
     def forget(self, shard: int) -> None:
         self._shards.pop(shard, None)
+        self._writing.discard(shard)
         del self._attempts[shard]
 
     def read(self) -> tuple[int, int, int]:
@@ -179,6 +215,7 @@ def _dataset(run: Run, shards: list[int], board: Any) -> ray.data.Dataset:
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = -1  # a cluster may take long to find a machine
     workers, cpus, gpus = _resources(run.config)
+    workers = min(workers, len(shards))
     # One block a shard, made here: repartitioning would need a CPU of its own, which workers may hold.
     dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in shards])
     dataset.set_name("everymask")
@@ -187,8 +224,9 @@ def _dataset(run: Run, shards: list[int], board: Any) -> ray.data.Dataset:
         batch_size=1,
         num_cpus=cpus,
         num_gpus=gpus,
+        # All are asked for at once, which is what an autoscaler goes by; work begins with the first.
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=min(workers, len(shards)), max_tasks_in_flight_per_actor=2
+            min_size=1, initial_size=workers, max_size=workers, max_tasks_in_flight_per_actor=2
         ),
         fn_constructor_args=(run.config, run.provenance, board, max(1, int(cpus))),
     )

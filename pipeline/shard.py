@@ -74,7 +74,9 @@ def make_shard(
     config: RunConfig,
     generator: MaskGenerator,
     provenance: dict[str, Any],
+    *,
     on_image: OnImage = lambda *_: None,
+    before_write: Callable[[], None] = lambda: None,
 ) -> ShardSummary:
     """Make all masks of a shard's images and write its file, whole or not at all.
 
@@ -84,6 +86,7 @@ def make_shard(
         generator: Finds the masks.
         provenance: JSON for the footer: fingerprint, determinants of the rows.
         on_image: Progress.
+        before_write: Called when the file is ready to be written; what it raises prevents that.
 
     Raises:
         StorageError: the manifest cannot be read or the file cannot be written.
@@ -110,6 +113,7 @@ def make_shard(
         footer = provenance | {"summary": asdict(summary)}
         writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(footer)})
     data = buffer.getvalue()
+    before_write()
     storage.write_atomic(shard_uri(config.output, shard), data)
     return replace(summary, bytes=len(data))
 

@@ -203,20 +203,20 @@ def _spread(sam: Sam) -> None:
         sign = 1 if mask.mean() > edge else -1  # most masks stay off the image's edges
         centred = sign * mask
         centred = centred - centred.flatten().kthvalue(int(0.8 * mask.numel())).values
-        gain = _gain_of_middling_stability(centred)
+        gain = _gain_of_spread_stability(centred)
         offset = centred[0, 0, 0] - sign * mask[0, 0, 0]
         head.weight *= sign * gain
         head.bias *= sign * gain
         head.bias[0] = gain * offset / constant
 
 
-def _gain_of_middling_stability(logits: torch.Tensor) -> float:
-    """The factor at which half of the masks have a stability score above 0.95."""
+def _gain_of_spread_stability(logits: torch.Tensor) -> float:
+    """The factor at which a quarter of the masks have a stability score above 0.95."""
     low, high = 1e-3, 1e6
     for _ in range(40):
         gain = (low * high) ** 0.5
         inner, outer = ((gain * logits > offset).sum((1, 2)) for offset in (1, -1))
-        low, high = (gain, high) if (inner / outer).nanmedian() < 0.95 else (low, gain)
+        low, high = (gain, high) if (inner / outer).nanquantile(0.75) < 0.95 else (low, gain)
     return high
 
 
@@ -235,23 +235,25 @@ def mask_ious(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> ND
     return np.array(ious)
 
 
-def assert_parity(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
+def assert_parity(ours: list[dict[str, Any]], reference: list[dict[str, Any]], *, stray_pixels: int = 0) -> None:
     """The same masks in the same order, as far as float32 allows.
 
     A pixel whose logit rounds to the other side of the threshold moves a box by a pixel and a mask's IoU below
-    1; nothing else may differ.
+    1. In masks of few pixels it also moves IoU and stability score by more than the limits, so that many such
+    pixels of a mask may be excused.
     """
     assert len(ours) == len(reference)
-    for a, b in zip(ours, reference, strict=True):
+    for a, b, iou in zip(ours, reference, mask_ious(ours, reference), strict=True):
         assert a.keys() == b.keys()
         assert a["point_coords"] == b["point_coords"]
         assert a["crop_box"] == b["crop_box"]
         assert abs(a["predicted_iou"] - b["predicted_iou"]) <= 1e-4
-        assert a["stability_score"] == pytest.approx(b["stability_score"], abs=1e-4, nan_ok=True)
-        assert np.abs(np.subtract(a["bbox"], b["bbox"])).max() <= 1
-        assert a["area"] == pytest.approx(b["area"], rel=1e-3)
+        excused = 2 * stray_pixels / max(b["area"], 1)
+        assert a["stability_score"] == pytest.approx(b["stability_score"], abs=1e-4 + excused, nan_ok=True)
+        assert iou >= 0.999 - excused
+        assert np.abs(np.subtract(a["bbox"], b["bbox"])).max() <= (1 if iou < 1 else 0)
+        assert abs(a["area"] - b["area"]) <= 1e-3 * b["area"] + stray_pixels
         assert a["segmentation"]["size"] == b["segmentation"]["size"]
-    assert (mask_ious(ours, reference) >= 0.999).all()
 
 
 def _resized(rgb: Rgb, width: int, height: int) -> Rgb:

@@ -128,7 +128,7 @@ def test_progress_is_told_after_each_image(tmp_path: Path, model: SamModel) -> N
         config,
         MaskGenerator(model, **ALL_MASKS.model_dump()),
         PROVENANCE,
-        lambda *counts: told.append(counts),
+        on_image=lambda *counts: told.append(counts),
     )
     assert told == [(1, 12, 0), (2, 24, 0), (3, 24, 1)]
 

@@ -1,0 +1,216 @@
+"""The masks of the package mobile_sam beside ours: the same weights, photographs, settings and device.
+
+    python benchmarks/parity.py --images FOLDER [--checkpoint x.pt] [--device cuda] [--precision both]
+
+Prints one table. In float32 mask i is compared with mask i; in bfloat16, where thresholds fall differently,
+masks are matched one to one by IoU, and the mean IoU of the matched and the share of the unmatched are told.
+Without a checkpoint the weights are random, their predicted IoUs and mask logits spread about the thresholds.
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from pycocotools import mask as coco
+from scipy.optimize import linear_sum_assignment
+
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
+
+from seeded import ReferenceGenerator, lively_state_dict, reference_with  # noqa: E402
+
+from pipeline.amg import MaskGenerator  # noqa: E402
+from pipeline.model import load_model, pick_device  # noqa: E402
+from pipeline.model.sam import Precision  # noqa: E402
+from pipeline.model.weights import UNUSED, read_checkpoint  # noqa: E402
+
+Rgb = NDArray[np.uint8]
+Masks = list[dict[str, Any]]
+
+SETTINGS: Final[dict[str, dict[str, Any]]] = {
+    "defaults": {},
+    "crops": {"crop_n_layers": 1},
+    "regions": {"min_mask_region_area": 100},
+    "keep-many": {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0},
+}
+_PHOTOGRAPH: Final = ["photograph", "size", "setting", "masks ref/ours"]
+_SPEED: Final = ["s ref", "s ours", "ratio"]
+_PAIRED: Final = ["same order", "smallest IoU", "RLE equal", "max d IoU score", "max d stability"]
+_MATCHED: Final = ["matched", "mean IoU of matched", "unmatched share"]
+COLUMNS: Final = {
+    "fp32": [*_PHOTOGRAPH, *_PAIRED, *_SPEED],
+    "bf16": [*_PHOTOGRAPH, *_MATCHED, *_SPEED],
+}
+
+
+def main() -> None:
+    """Compare, and print or write the tables."""
+    options = _options()
+    warnings.simplefilter("ignore")
+    device = pick_device(options.device)
+    reference, address = _reference(options, device)
+    settings = {name: SETTINGS[name] | {"points_per_side": options.points_per_side} for name in options.settings}
+    files = sorted(
+        path for path in Path(options.images).iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"}
+    )
+    photographs = {path.name: _read(path) for path in files[: options.limit]}
+    precisions: list[Precision] = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
+    ours = {precision: load_model(address, device, precision, options.image_size) for precision in precisions}
+
+    first = next(iter(photographs.values()))
+    warm_up = {"points_per_side": 2}
+    for model in ours.values():
+        MaskGenerator(model, **warm_up).generate(first)
+    ReferenceGenerator(reference, **warm_up).generate(first)
+
+    rows: dict[str, list[list[str]]] = {precision: [] for precision in precisions}
+    for name, rgb in photographs.items():
+        for setting, arguments in settings.items():
+            expected, reference_seconds = _timed(ReferenceGenerator(reference, **arguments).generate, rgb, device)
+            for precision, model in ours.items():
+                masks, seconds = _timed(MaskGenerator(model, **arguments).generate, rgb, device)
+                compare = _paired if precision == "fp32" else _matched
+                row = [name, f"{rgb.shape[1]} x {rgb.shape[0]}", setting, f"{len(expected)}/{len(masks)}"]
+                row += compare(masks, expected)
+                row += [f"{reference_seconds:.2f}", f"{seconds:.2f}", f"{reference_seconds / seconds:.2f}"]
+                rows[precision].append(row)
+                print(f"{precision}: {', '.join(row)}", file=sys.stderr, flush=True)
+
+    text = _header(options, device)
+    for precision in precisions:
+        text += f"\n{precision}\n\n" + _table([COLUMNS[precision], *rows[precision]])
+    print(text)
+    if options.output:
+        Path(options.output).write_text("# Parity with the package mobile_sam\n\n" + text)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, help="folder of JPEG and PNG photographs")
+    parser.add_argument("--checkpoint", help="a .pt, .pth or .safetensors file of MobileSAM")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights, without a checkpoint")
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "both"])
+    parser.add_argument("--image-size", type=int, default=1024)
+    parser.add_argument("--points-per-side", type=int, default=32)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--limit", type=int, help="photographs at most")
+    parser.add_argument("--output", help="file that receives the table as Markdown")
+    return parser.parse_args()
+
+
+def _reference(options: argparse.Namespace, device: torch.device) -> tuple[Any, str]:
+    """The reference on the device, and the address of its weights."""
+    # cuDNN's convolutions round to TF32 by default, which is not float32.
+    torch.backends.cudnn.allow_tf32 = False
+    if options.checkpoint:
+        unused = {name: torch.zeros(shape) for name, shape in UNUSED.items()}
+        weights, address = unused | dict(read_checkpoint(options.checkpoint).tensors), options.checkpoint
+    else:
+        weights = lively_state_dict(options.seed)
+        address = str(Path(tempfile.mkdtemp()) / f"seed-{options.seed}.pt")
+        torch.save(weights, address)
+    # Its own buffers, such as the gathered attention biases, follow the second call of eval().
+    return reference_with(weights, options.image_size).to(device), address
+
+
+def _read(path: Path) -> Rgb:
+    with Image.open(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _timed(generate: Callable[[Rgb], Masks], rgb: Rgb, device: torch.device) -> tuple[Masks, float]:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    masks = generate(rgb)
+    wait()
+    return masks, time.perf_counter() - start
+
+
+def _ious(masks: Masks, expected: Masks) -> NDArray[np.float64]:
+    """Mask IoU of each with each; 1 for two empty masks."""
+    if not (masks and expected):
+        return np.zeros((len(masks), len(expected)))
+    ious = coco.iou([m["segmentation"] for m in masks], [m["segmentation"] for m in expected], [0] * len(expected))
+    both_empty = np.array([[m["area"] == 0] for m in masks]) & np.array([m["area"] == 0 for m in expected])
+    paired: NDArray[np.float64] = np.where(both_empty, 1.0, ious)
+    return paired
+
+
+def _paired(masks: Masks, expected: Masks) -> list[str]:
+    """Same order, smallest IoU, share of equal RLEs, largest differences of the scores."""
+    if len(masks) != len(expected):
+        return ["no: other number", "", "", "", ""]
+    if not masks:
+        return ["yes", "1", "100 %", "0", "0"]
+    same_order = all(
+        a["point_coords"] == b["point_coords"] and list(a["crop_box"]) == list(b["crop_box"])
+        for a, b in zip(masks, expected, strict=True)
+    )
+    pairs = list(zip(masks, expected, strict=True))
+    smallest = min(_ious([a], [b])[0, 0] for a, b in pairs)
+    equal = np.mean([a["segmentation"] == b["segmentation"] for a, b in pairs])
+    differences = [
+        np.nanmax([0.0, *(abs(a[score] - b[score]) for a, b in pairs)])
+        for score in ("predicted_iou", "stability_score")
+    ]
+    return [
+        "yes" if same_order else "no",
+        f"{smallest:.6f}",
+        f"{100 * equal:.1f} %",
+        *(f"{value:.1e}" for value in differences),
+    ]
+
+
+def _matched(masks: Masks, expected: Masks) -> list[str]:
+    """Masks matched one to one, their mean IoU, and the share of the reference's and ours left without."""
+    ious = _ious(masks, expected)
+    pairs = ious[linear_sum_assignment(-ious)]
+    pairs = pairs[pairs >= 0.5]
+    total = len(masks) + len(expected)
+    mean = f"{pairs.mean():.4f}" if len(pairs) else "-"
+    return [str(len(pairs)), mean, f"{100 * (1 - 2 * len(pairs) / total):.1f} %" if total else "0 %"]
+
+
+def _header(options: argparse.Namespace, device: torch.device) -> str:
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}"
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    weights = options.checkpoint or f"seed {options.seed}"
+    return (
+        f"* {device.type}: {name}{threads}; torch {torch.__version__}, Python {platform.python_version()}\n"
+        f"* {datetime.now(UTC):%Y-%m-%d}, commit {commit}\n"
+        f"* weights: {weights}; image size {options.image_size}, {options.points_per_side} points per side\n"
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
