@@ -266,5 +266,6 @@ PHOTOGRAPHS: Final[dict[str, Callable[[], Rgb]]] = {
     "large": lambda: _resized(data.rocket(), 2250, 1500),
     "gray": lambda: np.repeat(data.camera()[..., None], 3, axis=2),  # 512 x 512
     "square": lambda: _resized(data.retina(), 1024, 1024),  # as large as the model's input
+    "small": lambda: _resized(data.chelsea(), 226, 150),
 }
 """Photographs that come with scikit-image, uint8 RGB."""

@@ -147,6 +147,11 @@ def test_the_original_sam_gives_its_own_embedding_and_answers(tmp_path: Path) ->
     with pytest.raises(SettingsError):
         load_model(str(path), device="cpu", image_size=512)
 
+    # Every layer's kind, size and epsilon; then, for time, arithmetic through two windowed and a global block.
+    assert repr(model.image_encoder) == repr(original.image_encoder)
+    for encoder in (model.image_encoder, original.image_encoder):
+        assert [block.window_size for block in encoder.blocks] == [14, 14, 0] * 4
+        encoder.blocks = encoder.blocks[:3]
     predictor = SamPredictor(original)
     predictor.set_image(rgb)
     embedding = model.encode(rgb)

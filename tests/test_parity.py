@@ -24,6 +24,7 @@ from seeded import (
     assert_parity,
     grid,
     lively_state_dict,
+    mask_ious,
     model_with,
     reference_with,
 )
@@ -36,6 +37,7 @@ KEEP_MANY: Final = {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "bo
 SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {},
     "crops": {"crop_n_layers": 1},
+    "crops, keep-many": {"crop_n_layers": 1, **KEEP_MANY},
     "regions": {"min_mask_region_area": 100},
     "keep-many": KEEP_MANY,
 }
@@ -118,7 +120,7 @@ def few_prompts(settings: dict[str, Any], side: int, side_in_crops: int) -> dict
     return settings | {"points_per_side": None, "point_grids": [grid(n) for n in sides]}
 
 
-@pytest.mark.parametrize("name", PHOTOGRAPHS)
+@pytest.mark.parametrize("name", ["coffee", "portrait", "large", "gray", "square"])
 def test_encoder_gives_the_references_embedding(name: str) -> None:
     rgb = PHOTOGRAPHS[name]()
     both = pair(1024)
@@ -141,21 +143,32 @@ def test_photographs_are_told_apart() -> None:
 def test_masks_at_the_published_size(name: str, setting: str) -> None:
     arguments = few_prompts(SETTINGS[setting], side=3, side_in_crops=2)
     ours, reference = pair(1024).masks(PHOTOGRAPHS[name](), **arguments)
-    assert_parity(ours, reference)
-    assert len(reference) == 27 if setting == "keep-many" else 0 < len(reference) < 27
+    assert_parity(ours, reference, stray_pixels=1)
+    assert (mask_ious(ours, reference) >= 0.999).all()
+    assert_lively(reference, setting, prompts=9)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", ["portrait", "square"])
 def test_masks_at_a_small_size(name: str, setting: str) -> None:
-    arguments = {"points_per_side": 6, **SETTINGS[setting]}
+    arguments = few_prompts(SETTINGS[setting], side=6, side_in_crops=3)
     ours, reference = pair(SMALL_SIZE).masks(PHOTOGRAPHS[name](), **arguments)
     assert_parity(ours, reference, stray_pixels=2)
-    assert len(reference) == 108 if setting == "keep-many" else 0 < len(reference) < 108
+    assert_lively(reference, setting, prompts=36)
+
+
+def assert_lively(reference: list[dict[str, Any]], setting: str, prompts: int) -> None:
+    """The comparison proved something: masks were kept, and some dropped by all but keep-many."""
+    if setting == "keep-many":
+        assert len(reference) == 3 * prompts
+    elif setting == "crops, keep-many":
+        assert len({tuple(mask["crop_box"]) for mask in reference}) >= 3
+    else:
+        assert 0 < len(reference) < 3 * prompts
 
 
 def test_masks_of_the_full_grid_with_every_default() -> None:
-    ours, reference = pair(SMALL_SIZE).masks(PHOTOGRAPHS["coffee"]())
+    ours, reference = pair(SMALL_SIZE).masks(PHOTOGRAPHS["small"]())
     assert_parity(ours, reference, stray_pixels=2)
     assert 0 < len(reference) < 1000
 
@@ -184,7 +197,7 @@ def test_small_regions_are_there_to_be_removed() -> None:
     rgb = PHOTOGRAPHS["coffee"]()
     before, _ = pair(1024).masks(rgb, **arguments)
     after, reference = pair(1024).masks(rgb, min_mask_region_area=100, **arguments)
-    assert_parity(after, reference)
+    assert_parity(after, reference, stray_pixels=1)
     assert sum(m["area"] for m in after) != sum(m["area"] for m in before)
 
 
@@ -226,7 +239,7 @@ def test_a_checkpoint_of_the_reference_gives_its_masks(tmp_path: Path) -> None:
     rgb = PHOTOGRAPHS["portrait"]()
     arguments = few_prompts(KEEP_MANY, side=3, side_in_crops=2)
     _, reference = both.masks(rgb, **arguments)
-    assert_parity(MaskGenerator(model, **arguments).generate(rgb), reference)
+    assert_parity(MaskGenerator(model, **arguments).generate(rgb), reference, stray_pixels=1)
 
 
 def test_bfloat16_gives_nearly_the_masks_of_float32() -> None:
@@ -254,5 +267,5 @@ if "EVERYMASK_PHOTOS" in os.environ:
         rgb = np.array(Image.open(path).convert("RGB"))
         arguments = few_prompts(SETTINGS[setting], side=3, side_in_crops=2)
         ours, reference = pair(1024).masks(rgb, **arguments)
-        assert_parity(ours, reference)
+        assert_parity(ours, reference, stray_pixels=1)
         assert reference
