@@ -145,7 +145,8 @@ def test_masks_at_the_published_size(name: str, setting: str) -> None:
     ours, reference = pair(1024).masks(PHOTOGRAPHS[name](), **arguments)
     assert_parity(ours, reference, stray_pixels=1)
     assert (mask_ious(ours, reference) >= 0.999).all()
-    assert_lively(reference, setting, prompts=9)
+    if (name, setting) != ("gray", "crops, keep-many"):  # whose masks all reach their crops' edges
+        assert_lively(reference, setting, prompts=9)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
