@@ -1,108 +1,23 @@
 """Every mask of every image under an address, as Parquet."""
 
-import logging
-import time
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from jobs import dataset
 from jobs.command import run_command
-from pipeline import engine
-from pipeline import run as runs
-from pipeline.amg.selfcheck import checked_model
-from pipeline.config import RunConfig
-from pipeline.errors import IncompleteRun, TooManyFailures
-from pipeline.run import Run
-from pipeline.shard import ShardSummary
-from pipeline.storage import canonical_uri, redact
-from schemas.summary import State, Summary
-
-_log = logging.getLogger("everymask")
+from pipeline.config import MasksConfig
 
 
-def generate_masks(*, config: Annotated[RunConfig, Parameter(name="*")]) -> int:
+def generate_masks(*, config: Annotated[MasksConfig, Parameter(name="*")]) -> int:
     """Find every mask of every image under an address, and write them as Parquet.
 
     Exit codes: 0 done; 1 finished with shards missing, which the same command makes; 2 settings, or the output
     holds another run; 3 an address, credentials or weights, before anything was started; 4 too many images
     failed; 130 interrupted. Finished shards are kept in every case, and the same command goes on.
     """
-    config = _with_canonical_addresses(config)
-    runs.check_addresses(config)
-    run = _open_run(config)
-    to_do = runs.shards_to_do(run)
-    _log.info(
-        "%d images in %d shards, %d to do; writing to %s",
-        run.images,
-        run.shards,
-        len(to_do),
-        redact(config.output),
-    )
-    summary = _make_and_reconcile(run, to_do)
-    if summary["missing_shards"]:
-        raise IncompleteRun(
-            f"{summary['not_done']} of {run.images} images are in shards that have no file. The log says why they "
-            "failed; the same command makes them."
-        )
+    dataset.finish(dataset.begin(config))
     return 0
-
-
-def _with_canonical_addresses(config: RunConfig) -> RunConfig:
-    """Paths must mean the same in workers, which run in other folders."""
-    model = config.model
-    if model.checkpoint is not None:
-        model = model.model_copy(update={"checkpoint": canonical_uri(model.checkpoint)})
-    return config.model_copy(
-        update={"images": canonical_uri(config.images), "output": canonical_uri(config.output), "model": model}
-    )
-
-
-def _open_run(config: RunConfig) -> Run:
-    """Load the model once here, so that no worker is started for weights that do not load."""
-    model = checked_model(config.model.model_copy(update={"device": "cpu"}))
-    return runs.open_run(config, model.weights_sha256, model.image_size)
-
-
-def _make_and_reconcile(run: Run, to_do: list[int]) -> Summary:
-    """Make the shards; however that ends, write what is there to summary.json."""
-    made: dict[int, ShardSummary] = {}
-    state: State = "incomplete"
-    start = time.monotonic()
-    try:
-        if to_do:
-            with engine.connected():
-                _make(run, to_do, made)
-        state = "complete"
-    except TooManyFailures:
-        state = "too_many_failures"
-        raise
-    except KeyboardInterrupt:
-        state = "interrupted"
-        raise
-    finally:
-        summary = runs.write_summary(run, state, made, time.monotonic() - start)
-        _log.info("%s", _in_words(summary))
-    return summary
-
-
-def _make(run: Run, to_do: list[int], made: dict[int, ShardSummary]) -> None:
-    start = time.monotonic()
-    try:
-        for shard in engine.make_shards(run, to_do):
-            made[shard.shard] = shard
-    except KeyboardInterrupt:
-        # Whoever stops us may not wait for the workers to end: Ray kills a stopped job after three seconds.
-        runs.write_summary(run, "interrupted", made, time.monotonic() - start)
-        raise
-
-
-def _in_words(summary: Summary) -> str:
-    reasons = ", ".join(f"{count} {status}" for status, count in summary["failures"].items())
-    return (
-        f"{summary['state']}: {summary['images']} images = {summary['ok']} ok + {summary['empty']} empty + "
-        f"{summary['failed']} failed{f' ({reasons})' if reasons else ''} + {summary['not_done']} not done; "
-        f"{summary['masks']} masks, {summary['images_per_second']} images/s"
-    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import logging
 
 from jobs.command import run_command
 from pipeline import storage
-from pipeline.amg.selfcheck import observe
-from pipeline.model.weights import checkpoint_bytes, seeded_model
+from pipeline.amg.selfcheck import self_checking_checkpoint
+from pipeline.model.weights import seeded_model
 
 _log = logging.getLogger("everymask")
 
@@ -19,8 +19,7 @@ def seeded_checkpoint(*, output: str, seed: int = 0, image_size: int = 1024) -> 
         image_size: Side of the encoder's input that the file asks for, in pixels.
     """
     model = seeded_model(seed, image_size)
-    metadata = {"image_size": image_size, "expected": observe(model)}
-    storage.write_atomic(output, checkpoint_bytes(model, metadata))
+    storage.write_atomic(output, self_checking_checkpoint(model))
     _log.info("wrote %s, untrained weights of seed %d", output, seed)
     return 0
 

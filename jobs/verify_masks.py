@@ -1,4 +1,4 @@
-"""Check a masks dataset against its manifest and against itself."""
+"""Check a dataset of masks or of embeddings against its manifest and against itself."""
 
 import logging
 import multiprocessing
@@ -9,7 +9,7 @@ from typing import Final
 
 from jobs.command import run_command
 from pipeline import storage
-from pipeline.run import read_document
+from pipeline.run import kind_of, read_document
 from pipeline.shard import shard_uri
 from pipeline.verify import faults_of_shard
 
@@ -20,18 +20,21 @@ _log = logging.getLogger("everymask")
 def verify_masks(*, output: str, processes: int | None = None, remove_damaged: bool = False) -> int:
     """Check that every shard is there and sound, has each image once, and that every RLE fits its mask.
 
+    Of a store that jobs.embed_images made, check the embeddings: undamaged, finite, of the right shape.
+
     What is wrong is named on standard output, a line each. Exit codes: 0 all is well; 1 something is wrong;
     2 there is no run; 3 the address cannot be read.
 
     Args:
-        output: What jobs.generate_masks was given as --output.
+        output: What jobs.generate_masks or jobs.embed_images was given as --output.
         processes: Shards checked at the same time; by default as many as there are CPUs.
-        remove_damaged: Delete the shards that are wrong, so that jobs.generate_masks makes them again.
+        remove_damaged: Delete the shards that are wrong, so that the command that made them makes them again.
     """
     output = storage.canonical_uri(output)
     document = read_document(output)
     shards = document["manifest"]["shards"]
-    check = partial(faults_of_shard, output, document["fingerprint"])
+    kind = kind_of(document)
+    check = partial(faults_of_shard, output, kind, document["fingerprint"])
     faulty = 0
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=spawn) as pool:
@@ -42,7 +45,7 @@ def verify_masks(*, output: str, processes: int | None = None, remove_damaged: b
             if len(faults) > _SHOWN_A_SHARD:
                 print(f"... and {len(faults) - _SHOWN_A_SHARD} more in this shard")
             if faults and remove_damaged:
-                storage.delete(shard_uri(output, shard))
+                storage.delete(shard_uri(output, kind, shard))
     images = document["manifest"]["images"]
     _log.info("%d images in %d shards: %d shards are not sound", images, shards, faulty)
     return 1 if faulty else 0

@@ -5,17 +5,25 @@ Two runs with the same fingerprint write the same rows, so one may go on where t
 
 import hashlib
 import json
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from cyclopts import Parameter
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
 import pipeline
-from schemas import manifest, masks
+from schemas import embeddings, manifest, masks
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PointGrid = tuple[tuple[Fraction, Fraction], ...]
 OutputMode = Literal["coco_rle", "uncompressed_rle", "binary_mask"]
+Kind = Literal["masks", "embeddings"]
+"""What the rows of a run hold of an image; also the name of the folder with its shards."""
+
+_SCHEMA_VERSIONS: Final[dict[Kind, int]] = {
+    "masks": masks.SCHEMA_VERSION,
+    "embeddings": embeddings.SCHEMA_VERSION,
+}
 
 # How the command line shows a setting.
 _FLAT: Final = Parameter(name="*")
@@ -38,10 +46,12 @@ class AmgConfig(_Settings):
     """Points along one side of the grid; the total is its square. None where `point_grids` is given."""
     points_per_batch: Annotated[int, Field(ge=1)] = 64
     """Prompts decoded at once. Changes speed and memory, not masks."""
-    pred_iou_thresh: float = 0.88
-    """Keep masks whose predicted IoU is above this; 0 or less keeps all."""
-    stability_score_thresh: float = 0.95
-    """Keep masks whose stability score is at least this; 0 or less keeps all."""
+    pred_iou_thresh: float | None = None
+    """Keep masks whose predicted IoU is above this; 0 or less keeps all. By default 0.88, unless the weights ask
+    for another."""
+    stability_score_thresh: float | None = None
+    """Keep masks whose stability score is at least this; 0 or less keeps all. By default 0.95, unless the weights
+    ask for another."""
     stability_score_offset: float = 1.0
     """How far the threshold is moved, in logits, to measure the stability score."""
     box_nms_thresh: float = 0.7
@@ -63,6 +73,12 @@ class AmgConfig(_Settings):
     memory_budget: Annotated[ByteSize, Field(gt=0)] = ByteSize(2**30)
     """Bytes that masks at the image's size may take at once; one mask is always allowed."""
 
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> Self:
+        """The same with the weights' own thresholds where none were given."""
+        return self.model_copy(
+            update={name: value for name, value in thresholds.items() if getattr(self, name) is None}
+        )
+
     @model_validator(mode="after")
     def _one_way_to_say_points(self) -> Self:
         if (self.points_per_side is None) == (self.point_grids is None):
@@ -75,8 +91,9 @@ class AmgConfig(_Settings):
 class ModelConfig(_Settings):
     """Which model, and how it runs."""
 
-    model: Literal["mobile_sam", "vit_b", "vit_l", "vit_h"] | None = None
-    """Published weights to fetch, mobile_sam by default; with a checkpoint, what it must be."""
+    model: Literal["mobile_sam", "demo", "vit_b", "vit_l", "vit_h"] | None = None
+    """Published weights to fetch, mobile_sam by default, or demo, which come along; with a checkpoint, what it
+    must be."""
     checkpoint: str | None = None
     """URI of a .pt, .pth or .safetensors file to use instead of published weights."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -114,14 +131,28 @@ class ClusterConfig(_Settings):
     """CPUs a worker claims; by default 1 with a GPU, else up to 4. Also its number of threads."""
 
 
+class LoadedWeights(NamedTuple):
+    """What only the loaded model knows of itself."""
+
+    sha256: str
+    """Of the checkpoint, hexadecimal."""
+    image_size: int
+    """Side of the encoder's input in pixels."""
+    architecture: str
+    thresholds: Mapping[str, float]
+    """That masks are kept by where the run's settings name none."""
+
+
 class RunConfig(_Settings):
-    """One run of `jobs.generate_masks`."""
+    """What every run has, whatever its rows hold."""
+
+    kind: ClassVar[Kind]
 
     images: str
     """Folder, prefix, glob, list file, tar or Parquet file, on any fsspec filesystem."""
     output: str
-    """Folder or prefix that receives run.json, manifest/, masks/ and summary.json."""
-    images_per_shard: Annotated[int, Field(ge=1)] = 256
+    """Folder or prefix that receives run.json, manifest/, the shards and summary.json."""
+    images_per_shard: Annotated[int, Field(ge=1)]
     """Images a Parquet file; also what a killed worker loses at most."""
     overwrite: bool = False
     """Delete what the output holds of another run, and start anew."""
@@ -131,29 +162,66 @@ class RunConfig(_Settings):
     """Stop when more than this share of the images fail (judged after 100 images, or at the end)."""
     allow_empty: bool = False
     """An address without images gives an empty dataset instead of an error."""
-    amg: Annotated[AmgConfig, _FLAT] = AmgConfig()
     model: Annotated[ModelConfig, _FLAT] = ModelConfig()
     reading: Annotated[ImagesConfig, _FLAT] = ImagesConfig()
     cluster: Annotated[ClusterConfig, _FLAT] = ClusterConfig()
 
-    def determinants(self, weights_sha256: str, image_size: int) -> dict[str, Any]:
+    def determinants(self, weights: LoadedWeights) -> dict[str, Any]:
         """All that decides what the rows say, as JSON. What only changes speed is left out.
 
-        Args:
-            weights_sha256: Of the checkpoint that was loaded.
-            image_size: That the loaded model runs at.
+        The version of the rows' schema stands in `schema` under the run's kind.
         """
         return {
             "images": self.images,
             "images_per_shard": self.images_per_shard,
-            "amg": self.amg.model_dump(mode="json", exclude={"points_per_batch", "memory_budget"}),
             "precision": self.model.precision,
-            "image_size": image_size,
+            "image_size": weights.image_size,
             "reading": self.reading.model_dump(mode="json", exclude={"read_ahead"}),
-            "weights_sha256": weights_sha256,
+            "weights_sha256": weights.sha256,
             "code": pipeline.__version__,
-            "schema": {"manifest": manifest.SCHEMA_VERSION, "masks": masks.SCHEMA_VERSION},
+            "schema": {"manifest": manifest.SCHEMA_VERSION, self.kind: _SCHEMA_VERSIONS[self.kind]},
         }
+
+
+class MasksConfig(RunConfig):
+    """One run of `jobs.generate_masks`."""
+
+    kind = "masks"
+
+    images_per_shard: Annotated[int, Field(ge=1)] = 256
+    """Images a Parquet file; also what a killed worker loses at most."""
+    amg: Annotated[AmgConfig, _FLAT] = AmgConfig()
+
+    def determinants(self, weights: LoadedWeights) -> dict[str, Any]:
+        """All that decides what the rows say, with the arguments of mask generation."""
+        settings = self.amg.with_thresholds(weights.thresholds)
+        amg = settings.model_dump(mode="json", exclude={"points_per_batch", "memory_budget"})
+        return super().determinants(weights) | {"amg": amg}
+
+
+class EmbeddedImagesConfig(ImagesConfig):
+    """How images are read that are to be embedded: `--max-bytes` is the store's limit there."""
+
+    max_bytes: Annotated[ByteSize, Field(gt=0), Parameter(name="--max-image-bytes")] = ByteSize(2**30)
+    """Files of more bytes get the status too_large."""
+
+
+class EmbeddingsConfig(RunConfig):
+    """One run of `jobs.embed_images`."""
+
+    kind = "embeddings"
+
+    images_per_shard: Annotated[int, Field(ge=1)] = 64
+    """Images a Parquet file, which is made in memory: 2 MiB each at image size 1024. Also what a killed
+    worker loses at most."""
+    max_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(2**40)
+    """Bytes that all embeddings may take, uncompressed; more are refused before any worker starts. (The limit
+    on one image's file is --max-image-bytes here.)"""
+    reading: Annotated[EmbeddedImagesConfig, _FLAT] = EmbeddedImagesConfig()
+
+    def determinants(self, weights: LoadedWeights) -> dict[str, Any]:
+        """All that decides what the rows say, with the teacher's architecture."""
+        return super().determinants(weights) | {"architecture": weights.architecture}
 
 
 def fingerprint(determinants: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 Ray Data schedules, restarts and scales; correctness does not lean on it. A shard's file is the truth, a
 worker that repeats a shard writes the same rows under the same name, and what Ray drops is missed at the
-end. Pixels and masks never travel through Ray's object store.
+end. Pixels, masks and embeddings never travel through Ray's object store.
 """
 
 import logging
@@ -28,9 +28,9 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 
-from pipeline.amg import MaskGenerator
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
+from pipeline.contents import content_of
 from pipeline.errors import CheckpointError, IncompleteRun, SettingsError, TooManyFailures
 from pipeline.progress import Progress
 from pipeline.run import Run
@@ -76,7 +76,7 @@ def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
     """
     config = run.config
     images_to_do = sum(_images_in(shard, run) for shard in shards)
-    progress = Progress(run.images, run.images - images_to_do)
+    progress = Progress(run.images, run.images - images_to_do, with_masks=config.kind == "masks")
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     try:
         finished: queue.SimpleQueue[ShardSummary | Exception | None] = queue.SimpleQueue()
@@ -123,7 +123,7 @@ class ShardWorker:
         expected = provenance["determinants"]["weights_sha256"]
         if model.weights_sha256 != expected:
             raise CheckpointError(f"{config.model.address} has changed since the run began: {expected} then.")
-        self._generator = MaskGenerator(model, **config.amg.model_dump())
+        self._content = content_of(config, model)
 
     def __call__(self, batch: _Batch) -> _Batch:
         """Make the one shard of a batch.
@@ -151,7 +151,7 @@ class ShardWorker:
             summary = make_shard(
                 shard,
                 self._config,
-                self._generator,
+                self._content,
                 self._provenance,
                 on_image=on_image,
                 before_write=before_write,

@@ -8,9 +8,11 @@
     │   │   └── ChangedError  the object is not the version that was asked for
     │   ├── NoImages          no image under the address
     │   ├── CheckpointError   the weights are not what they must be
-    │   └── SelfCheckError    the model does not see what it should
+    │   ├── SelfCheckError    the model does not see what it should
+    │   └── TrainingDataError pictures, masks or embeddings to train with are not what they must be
     ├── TooManyFailures       stopped early by --max-failure-rate         exit code 4
     ├── IncompleteRun         finished with shards missing                exit code 1
+    ├── Diverged              a loss that is no number ended a training   exit code 5
     └── ImageError            one image's outcome: becomes a row, never ends a run
 
 Messages say what happened, to which address, and what to do.
@@ -61,6 +63,10 @@ class SelfCheckError(PreflightError):
     """The loaded model does not give the answers it is known to give."""
 
 
+class TrainingDataError(PreflightError):
+    """What there is to train with is missing, of another kind, or of another teacher."""
+
+
 class TooManyFailures(EverymaskError):
     """More of the images failed than `max_failure_rate` allows."""
 
@@ -71,6 +77,12 @@ class IncompleteRun(EverymaskError):
     """The run ended and some shards have no file."""
 
     exit_code = 1
+
+
+class Diverged(EverymaskError):
+    """A training's loss became infinite or no number. The last good checkpoint stays."""
+
+    exit_code = 5
 
 
 class ImageError(EverymaskError):

@@ -14,16 +14,18 @@ _log = logging.getLogger("everymask")
 class Progress:
     """Shows images per second, masks per second, failures and the time left."""
 
-    def __init__(self, images: int, done_before: int) -> None:
+    def __init__(self, images: int, done_before: int, *, with_masks: bool) -> None:
         """Begin to count.
 
         Args:
             images: Of the whole run.
             done_before: Of them, in shards that were finished before.
+            with_masks: Whether the run makes masks.
         """
         self._start = time.monotonic()
         self._images = images
         self._done_before = done_before
+        self._with_masks = with_masks
         self._last_line = self._start
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
@@ -37,9 +39,7 @@ class Progress:
     def show(self, images: int, masks: int, failed: int) -> None:
         """Update with what this run has done so far."""
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"{masks / max(self.seconds, 1e-9):.1f} masks/s, {failed} failed", refresh=False
-            )
+            self._bar.set_postfix_str(f"{self._masks(masks)}{failed} failed", refresh=False)
             self._bar.update(self._done_before + images - self._bar.n)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
@@ -56,5 +56,8 @@ class Progress:
         left = f"{(self._images - done) / rate / 60:.1f} min left" if images else "time left unknown"
         return (
             f"{done}/{self._images} images ({done / max(self._images, 1):.1%}), {rate:.2f} images/s, "
-            f"{masks / self.seconds:.1f} masks/s, {failed} failed, {left}"
+            f"{self._masks(masks)}{failed} failed, {left}"
         )
+
+    def _masks(self, masks: int) -> str:
+        return f"{masks / max(self.seconds, 1e-9):.1f} masks/s, " if self._with_masks else ""

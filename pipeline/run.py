@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pyarrow as pa
 
 import pipeline
 from pipeline import manifest, sources, storage
-from pipeline.config import RunConfig, fingerprint
+from pipeline.config import Kind, LoadedWeights, RunConfig, fingerprint
 from pipeline.errors import NoImages, OutputConflict
 from pipeline.shard import ShardSummary, read_footer
 from schemas import summary as summary_schema
@@ -75,22 +75,24 @@ def check_addresses(config: RunConfig) -> None:
         )
 
 
-def open_run(config: RunConfig, weights_sha256: str, image_size: int) -> Run:
+def open_run(config: RunConfig, weights: LoadedWeights) -> Run:
     """Begin a run, or take up the one that the output holds.
 
     Raises:
-        OutputConflict: the output holds another run, or shards of unknown origin.
+        OutputConflict: the output holds another run, or shards of unknown origin; with `overwrite`, only if they
+            are of another kind.
         StorageError: an address cannot be listed, read or written.
     """
-    determinants = _redacted(config.determinants(weights_sha256, image_size))
+    determinants = _redacted(config.determinants(weights))
     own = fingerprint(determinants)
+    _refuse_other_kinds(config)
     if config.overwrite:
-        _delete_run(config.output)
+        _delete_run(config.output, config.kind)
     if not storage.exists(f"{config.output}/run.json"):
-        if shards_done(config.output):
+        if shards_done(config.output, config.kind):
             raise OutputConflict(
-                f"{storage.redact(config.output)} holds mask shards but no run.json. Choose another output, or "
-                "pass --overwrite to delete them."
+                f"{storage.redact(config.output)} holds shards in {config.kind}/ but no run.json. Choose another "
+                "output, or pass --overwrite to delete them."
             )
         _begin(config, own, determinants)
     document = read_document(config.output)
@@ -116,14 +118,20 @@ def read_document(output: str) -> dict[str, Any]:
     return document
 
 
-def shards_done(output: str) -> set[int]:
+def kind_of(document: dict[str, Any]) -> Kind:
+    """What the run of a `run.json` makes."""
+    kind: Kind = next(kind for kind in get_args(Kind) if kind in document["determinants"]["schema"])
+    return kind
+
+
+def shards_done(output: str, kind: Kind) -> set[int]:
     """The shards that have a file."""
-    return set(_parts(f"{output}/masks"))
+    return set(_parts(f"{output}/{kind}"))
 
 
 def shards_to_do(run: Run) -> list[int]:
     """The shards without a file, and with `retry_failed` those whose file holds failed images."""
-    done = shards_done(run.config.output)
+    done = shards_done(run.config.output, run.config.kind)
     if run.config.retry_failed:
         done = {summary.shard for summary in read_summaries(run, done) if not summary.failed}
     return [shard for shard in range(run.shards) if shard not in done]
@@ -138,8 +146,8 @@ def read_summaries(run: Run, shards: Iterable[int]) -> Iterator[ShardSummary]:
 
     def read(shard: int) -> ShardSummary | None:
         try:
-            return read_footer(run.config.output, shard)[1]
-        except (pa.ArrowException, KeyError, ValueError):
+            return read_footer(run.config.output, run.config.kind, shard)[1]
+        except (pa.ArrowException, OSError, KeyError, ValueError):
             return None
 
     with ThreadPoolExecutor(_FOOTER_READERS, "footers") as pool:
@@ -157,7 +165,7 @@ def write_summary(run: Run, state: State, made: dict[int, ShardSummary], seconds
         made: The summaries this run's workers returned, by shard, which need not be read again.
         seconds: How long this run took.
     """
-    done = shards_done(run.config.output) & set(range(run.shards))
+    done = shards_done(run.config.output, run.config.kind) & set(range(run.shards))
     summaries = [made[shard] for shard in done & made.keys()]
     summaries += read_summaries(run, done - made.keys())
     statuses: Counter[str] = Counter()
@@ -216,10 +224,24 @@ def _begin(config: RunConfig, own: str, determinants: dict[str, Any]) -> None:
     storage.write_atomic(f"{config.output}/run.json", _json(document))
 
 
-def _delete_run(output: str) -> None:
+def _refuse_other_kinds(config: RunConfig) -> None:
+    """Even `overwrite` deletes only what the command itself makes."""
+    for kind in get_args(Kind):
+        if kind != config.kind and (_run_kind(config.output) == kind or shards_done(config.output, kind)):
+            raise OutputConflict(
+                f"{storage.redact(config.output)} holds a run of {kind}, this one makes {config.kind}. Choose "
+                "another output; --overwrite deletes no run of another kind."
+            )
+
+
+def _run_kind(output: str) -> Kind | None:
+    return kind_of(read_document(output)) if storage.exists(f"{output}/run.json") else None
+
+
+def _delete_run(output: str, kind: Kind) -> None:
     """`run.json` first: without it the rest is no run."""
     names = ["run.json", "summary.json"]
-    for folder in ("masks", "manifest"):
+    for folder in (kind, "manifest"):
         names += [f"{folder}/part-{part:05d}.parquet" for part in _parts(f"{output}/{folder}")]
     for name in names:
         storage.delete(f"{output}/{name}")

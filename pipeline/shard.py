@@ -19,20 +19,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import manifest, sources, storage
-from pipeline.amg import MaskGenerator
-from pipeline.config import RunConfig
+from pipeline.config import Kind, RunConfig
+from pipeline.contents import Content, Row
 from pipeline.errors import ImageError
 from pipeline.images import decode_image
 from pipeline.manifest import ManifestRow
-from schemas.masks import MASKS_SCHEMA, PROCESSED, Status
+from schemas.masks import PROCESSED, Status
 
 FOOTER_KEY: Final = b"everymask"
-_ROWS_PER_GROUP: Final = 64
 _DECODED_AHEAD: Final = 2
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-Row = dict[str, Any]
 OnImage = Callable[[int, int, int], None]
 """Told after each image: images done, masks, failures of the shard so far."""
 
@@ -44,6 +42,7 @@ class ShardSummary:
     shard: int
     images: int
     masks: int
+    """0 where the rows hold embeddings."""
     statuses: dict[str, int]
     bytes: int
     """Of the Parquet file; 0 in its own footer."""
@@ -64,26 +63,26 @@ class ShardSummary:
         return cls(**json.loads(text))
 
 
-def shard_uri(output: str, shard: int) -> str:
+def shard_uri(output: str, kind: Kind, shard: int) -> str:
     """The file of a shard, `OUTPUT/masks/part-00042.parquet`."""
-    return f"{output}/masks/part-{shard:05d}.parquet"
+    return f"{output}/{kind}/part-{shard:05d}.parquet"
 
 
 def make_shard(
     shard: int,
     config: RunConfig,
-    generator: MaskGenerator,
+    content: Content,
     provenance: dict[str, Any],
     *,
     on_image: OnImage = lambda *_: None,
     before_write: Callable[[], None] = lambda: None,
 ) -> ShardSummary:
-    """Make all masks of a shard's images and write its file, whole or not at all.
+    """Make the rows of a shard's images and write its file, whole or not at all.
 
     Args:
         shard: Its number.
         config: The run's settings.
-        generator: Finds the masks.
+        content: Makes what the rows hold.
         provenance: JSON for the footer: fingerprint, determinants of the rows.
         on_image: Progress.
         before_write: Called when the file is ready to be written; what it raises prevents that.
@@ -97,46 +96,46 @@ def make_shard(
 
     def counted_rows() -> Iterator[Row]:
         nonlocal masks
-        for row in _outcomes(manifest.read_shard(config.output, shard), config, generator):
+        for row in _outcomes(manifest.read_shard(config.output, shard), config, content):
             statuses[row["status"]] += 1
-            masks += len(row["masks"])
+            masks += len(row.get("masks", ()))
             on_image(statuses.total(), masks, _failed(statuses))
             yield row
 
     rows = counted_rows()
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, MASKS_SCHEMA, compression="zstd") as writer:
-        while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, schema=MASKS_SCHEMA))
+    with pq.ParquetWriter(buffer, content.schema, compression="zstd", **content.encoding) as writer:
+        while group := list(itertools.islice(rows, content.rows_per_group)):
+            writer.write_table(pa.Table.from_pylist(group, schema=content.schema))
         seconds = round(time.monotonic() - start, 3)
         summary = ShardSummary(shard, statuses.total(), masks, dict(statuses), 0, seconds)
         footer = provenance | {"summary": asdict(summary)}
         writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(footer)})
     data = buffer.getvalue()
     before_write()
-    storage.write_atomic(shard_uri(config.output, shard), data)
+    storage.write_atomic(shard_uri(config.output, config.kind, shard), data)
     return replace(summary, bytes=len(data))
 
 
-def read_footer(output: str, shard: int) -> tuple[dict[str, Any], ShardSummary]:
+def read_footer(output: str, kind: Kind, shard: int) -> tuple[dict[str, Any], ShardSummary]:
     """The provenance and the summary in a shard's footer.
 
     Raises:
         StorageError: the file cannot be read.
-        pyarrow.ArrowInvalid, ValueError, KeyError: it is damaged, or no masks shard.
+        pyarrow.ArrowInvalid, ValueError, KeyError: it is damaged, or no shard.
     """
-    with storage.open_input(shard_uri(output, shard)) as file:
+    with storage.open_input(shard_uri(output, kind, shard)) as file:
         metadata = pq.read_metadata(file)
         size = file.seek(0, io.SEEK_END)
     text = (metadata.metadata or {}).get(FOOTER_KEY)
     if text is None:
-        raise ValueError("it is no masks shard: nothing in its footer says what run it is of")
+        raise ValueError("it is no shard: nothing in its footer says what run it is of")
     footer = json.loads(text)
     summary = footer.pop("summary")
     return footer, ShardSummary(**summary | {"bytes": size})
 
 
-def _outcomes(rows: list[ManifestRow], config: RunConfig, generator: MaskGenerator) -> Iterator[Row]:
+def _outcomes(rows: list[ManifestRow], config: RunConfig, content: Content) -> Iterator[Row]:
     """Each image's row, in order. Reading and decoding run ahead in threads of their own."""
     reading = config.reading
 
@@ -153,10 +152,10 @@ def _outcomes(rows: list[ManifestRow], config: RunConfig, generator: MaskGenerat
         fetched = _ahead(fetchers, fetch, rows, reading.read_ahead)
         decoded = _ahead(decoders, decode, fetched, _DECODED_AHEAD)
         for row, image in zip(rows, decoded, strict=True):
-            yield _outcome(row, image, generator)
+            yield _outcome(row, image, content)
 
 
-def _outcome(row: ManifestRow, decoded: Future[NDArray[np.uint8]], generator: MaskGenerator) -> Row:
+def _outcome(row: ManifestRow, decoded: Future[NDArray[np.uint8]], content: Content) -> Row:
     outcome: Row = {
         "image_id": row.image_id,
         "uri": row.ref.uri,
@@ -164,16 +163,13 @@ def _outcome(row: ManifestRow, decoded: Future[NDArray[np.uint8]], generator: Ma
         "error": None,
         "height": None,
         "width": None,
-        "masks": [],
     }
     try:
         rgb_HW3 = decoded.result()
         outcome["height"], outcome["width"] = rgb_HW3.shape[:2]
-        outcome["masks"] = generator.generate(rgb_HW3)
-        if not outcome["masks"]:
-            outcome["status"] = Status.EMPTY
+        outcome |= content.of_image(rgb_HW3)
     except ImageError as error:
-        outcome |= {"status": error.status, "error": storage.redact(str(error))}
+        outcome |= {"status": error.status, "error": storage.redact(str(error))} | content.of_failure
     return outcome
 
 

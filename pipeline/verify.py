@@ -1,6 +1,7 @@
 """Whether a finished shard is what it must be."""
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -9,60 +10,104 @@ import pyarrow.parquet as pq
 
 from pipeline import manifest, storage
 from pipeline.amg import rle
+from pipeline.config import Kind
+from pipeline.contents import Row, rows_of, schema_of
 from pipeline.errors import StorageError
 from pipeline.manifest import ManifestRow
-from pipeline.shard import Row, read_footer, shard_uri
-from schemas.masks import MASKS_SCHEMA, PROCESSED, Status
+from pipeline.model.sam import input_size_of
+from pipeline.shard import ShardSummary, read_footer, shard_uri
+from schemas.masks import PROCESSED, Status
 
 
-def faults_of_shard(output: str, fingerprint: str, shard: int) -> list[str]:
+def faults_of_shard(output: str, kind: Kind, fingerprint: str, shard: int) -> list[str]:
     """What is wrong with a shard, a line each; nothing where it is sound.
 
     Checked are: the file is there and readable, of this run and this schema; its images are the manifest's,
-    each once and in order; status, error, size and masks go together; every RLE decodes to its size, area and
-    box.
+    each once and in order; status, error, size and contents go together. Of masks: every RLE decodes to its
+    size, area and box. Of embeddings: checksums, finite numbers, and the size that the encoder was given.
+
+    Raises:
+        StorageError: the manifest cannot be read.
     """
-    uri = shard_uri(output, shard)
+    uri = shard_uri(output, kind, shard)
     name = uri.removeprefix(f"{output}/")
+    listed = manifest.read_shard(output, shard)
     try:
         if not storage.exists(uri):
             return [f"{name}: missing"]
-        footer, summary = read_footer(output, shard)
-        with storage.open_input(uri) as file:
-            table = pq.read_table(file)
+        footer, summary = read_footer(output, kind, shard)
+        if footer["fingerprint"] != fingerprint:
+            return [f"{name}: of another run, fingerprint {footer['fingerprint']}"]
+        image_size = footer["determinants"]["image_size"]
+        with storage.open_input(uri) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            if not parquet.schema_arrow.equals(schema_of(kind, image_size)):
+                return [f"{name}: of another schema"]
+            faults = _faults_of_rows(_rows(parquet), listed, summary, image_size)
+            return [f"{name}: {fault}" for fault in faults]
     except (StorageError, pa.ArrowException, OSError, KeyError, ValueError) as error:
         return [f"{name}: damaged: {error}"]
-    if footer["fingerprint"] != fingerprint:
-        return [f"{name}: of another run, fingerprint {footer['fingerprint']}"]
-    if not table.schema.equals(MASKS_SCHEMA):
-        return [f"{name}: of another schema"]
-    rows = table.to_pylist()
-    faults = [*_listing_faults(rows, manifest.read_shard(output, shard)), *_row_faults(rows)]
-    if (len(rows), sum(len(row["masks"]) for row in rows)) != (summary.images, summary.masks):
-        faults.append("its footer counts other images or masks")
-    return [f"{name}: {fault}" for fault in faults]
 
 
-def _listing_faults(rows: list[Row], listed: list[ManifestRow]) -> Iterator[str]:
-    if len(rows) != len(listed):
-        yield f"{len(rows)} rows for {len(listed)} images"
-    for row, image in zip(rows, listed, strict=False):
-        if (row["image_id"], row["uri"]) != (image.image_id, image.ref.uri):
+def _rows(parquet: pq.ParquetFile) -> Iterator[Row]:
+    """A row group in memory at a time."""
+    for group in range(parquet.num_row_groups):
+        yield from rows_of(parquet.read_row_group(group))
+
+
+def _faults_of_rows(
+    rows: Iterator[Row], listed: list[ManifestRow], summary: ShardSummary, image_size: int
+) -> Iterator[str]:
+    count = masks = 0
+    for row, image in zip_longest(rows, listed):
+        if row is None:
+            break
+        if image is not None and (row["image_id"], row["uri"]) != (image.image_id, image.ref.uri):
             yield f"row of image {row['image_id']} where image {image.image_id} {image.ref.uri} belongs"
+        yield from (f"image {row['image_id']}{fault}" for fault in _faults_of_row(row, image_size))
+        count, masks = count + 1, masks + len(row.get("masks", ()))
+    if count != len(listed):
+        yield f"{count} rows for {len(listed)} images"
+    if (count, masks) != (summary.images, summary.masks):
+        yield "its footer counts other images or masks"
 
 
-def _row_faults(rows: list[Row]) -> Iterator[str]:
-    for row in rows:
-        name = f"image {row['image_id']}"
-        if row["status"] not in set(Status):
-            yield f"{name}: unknown status {row['status']}"
-        if bool(row["masks"]) != (row["status"] == Status.OK):
-            yield f"{name}: status {row['status']} with {len(row['masks'])} masks"
-        if (row["error"] is None) != (row["status"] in PROCESSED):
-            yield f"{name}: status {row['status']} with the error {row['error']!r}"
-        for i, mask in enumerate(row["masks"]):
-            if fault := _mask_fault(mask, [row["height"], row["width"]]):
-                yield f"{name}, mask {i}: {fault}"
+def _faults_of_row(row: Row, image_size: int) -> Iterator[str]:
+    status = row["status"]
+    if status not in set(Status):
+        yield f": unknown status {status}"
+    if (row["error"] is None) != (status in PROCESSED):
+        yield f": status {status} with the error {row['error']!r}"
+    if "masks" not in row:
+        if fault := embedding_fault(row, image_size):
+            yield f": {fault}"
+        return
+    if bool(row["masks"]) != (status == Status.OK):
+        yield f": status {status} with {len(row['masks'])} masks"
+    for i, mask in enumerate(row["masks"]):
+        if fault := _mask_fault(mask, [row["height"], row["width"]]):
+            yield f", mask {i}: {fault}"
+
+
+def embedding_fault(row: Row, image_size: int) -> str | None:
+    """What is wrong with the embedding in a row of `rows_of`, and with the sizes that go with it.
+
+    Args:
+        row: Of a shard of embeddings. Its schema has the embedding's shape, so that is not looked at.
+        image_size: Side of the encoder's input in pixels.
+    """
+    status, embedding_CGG = row["status"], row["embedding"]
+    if status == Status.EMPTY or (embedding_CGG is not None) != (status == Status.OK):
+        return f"status {status} with {'no' if embedding_CGG is None else 'an'} embedding"
+    if embedding_CGG is None:
+        return None
+    if not np.isfinite(embedding_CGG).all():
+        return "its embedding is not finite"
+    if None in (row["height"], row["width"]):
+        return "its size is missing"
+    size = input_size_of((row["height"], row["width"]), image_size)
+    if (row["input_height"], row["input_width"]) != size:
+        return f"input of {row['input_height']} x {row['input_width']}, the image's is {size[0]} x {size[1]}"
+    return None
 
 
 def _mask_fault(mask: dict[str, Any], size: list[int]) -> str | None:

@@ -16,9 +16,9 @@ class Summary(TypedDict):
     images: int
     """Images in the manifest."""
     ok: int
-    """With at least one mask."""
+    """With at least one mask, or with an embedding."""
     empty: int
-    """Processed, and no mask passed the thresholds."""
+    """Processed, and no mask passed the thresholds. 0 in a run of embeddings."""
     failed: int
     """With any other status."""
     not_done: int
@@ -26,8 +26,9 @@ class Summary(TypedDict):
     failures: dict[str, int]
     """Failed images by status."""
     masks: int
+    """0 in a run of embeddings."""
     bytes: int
-    """Of all mask shards."""
+    """Of all shards."""
     shards: int
     missing_shards: list[int]
     """At most the first 1,000."""

@@ -11,6 +11,13 @@ import pyarrow.parquet as pq
 import skimage.data
 from PIL import Image
 
+from pipeline import run as runs
+from pipeline.config import RunConfig
+from pipeline.contents import content_of, weights_of
+from pipeline.model import load_model
+from pipeline.run import Run
+from pipeline.shard import make_shard
+
 # Untrained weights are confident and stable nowhere: keep everything.
 KEEP_ALL = [
     "--pred-iou-thresh=-10",
@@ -56,6 +63,15 @@ def write_jpegs(folder: Path, count: int) -> Path:
     for index in range(count):
         (folder / f"{index:04d}.jpg").write_bytes(jpeg(index))
     return folder
+
+
+def make_dataset(config: RunConfig, checkpoint: Path) -> Run:
+    """A finished dataset, made without Ray."""
+    model = load_model(str(checkpoint))
+    made = runs.open_run(config, weights_of(model))
+    for shard in range(made.shards):
+        make_shard(shard, config, content_of(config, model), made.provenance)
+    return made
 
 
 def rows(dataset: Path | str, **filesystem: Any) -> list[dict[str, Any]]:

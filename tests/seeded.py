@@ -20,6 +20,7 @@ from skimage import data
 from torch import nn
 
 from pipeline.model.sam import SamModel
+from pipeline.model.tinyvit import TINY_VIT_5M, TinyVitShape
 from pipeline.model.weights import load_tensors
 
 with warnings.catch_warnings():
@@ -63,15 +64,15 @@ class _TinyViTOfAnySize(TinyViT):  # type: ignore[misc]
         return image
 
 
-def reference_sam(image_size: int = PUBLISHED_SIZE) -> Sam:
-    """The MobileSAM of the package mobile_sam, untrained; its own unchanged build at 1024."""
-    if image_size == PUBLISHED_SIZE:
+def reference_sam(image_size: int = PUBLISHED_SIZE, shape: TinyVitShape = TINY_VIT_5M) -> Sam:
+    """The MobileSAM of the package mobile_sam, untrained; its own unchanged build at 1024 with TinyViT 5M."""
+    if (image_size, shape) == (PUBLISHED_SIZE, TINY_VIT_5M):
         return sam_model_registry["vit_t"]()
     encoder = _TinyViTOfAnySize(
         img_size=image_size,
-        embed_dims=[64, 128, 160, 320],
+        embed_dims=list(shape.widths),
         depths=[2, 2, 6, 2],
-        num_heads=[2, 4, 5, 10],
+        num_heads=list(shape.heads),
         window_sizes=[7, 7, 14, 7],
         drop_path_rate=0.0,
     )
@@ -149,7 +150,7 @@ def _smooth_and_couple(decoder: MaskDecoder) -> None:
     for layer in decoder.transformer.layers:
         attention = layer.cross_attn_image_to_token
         attention.k_proj.load_state_dict(attention.q_proj.state_dict())
-        attention.q_proj.weight.mul_(float(__import__("os").environ.get("A", "30")))
+        attention.q_proj.weight.mul_(30)
         attention.v_proj.weight.mul_(2)
         attention.out_proj.weight.mul_(2)
     for i in (0, 3):
@@ -159,9 +160,7 @@ def _smooth_and_couple(decoder: MaskDecoder) -> None:
 
 def _spread(sam: Sam) -> None:
     """Scale features, IoUs and mask logits by what they are on one photograph."""
-    sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(
-        float(__import__("os").environ.get("G", "0.5"))
-    )  # larger objects
+    sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(0.5)  # larger objects
     predictor = SamPredictor(sam)
     norms = [module for module in sam.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in norms:
@@ -171,10 +170,7 @@ def _spread(sam: Sam) -> None:
         module.eval()
     predictor.set_image(PHOTOGRAPHS["coffee"]())
     norm, features = sam.image_encoder.neck[3], predictor.features
-    mean, std = (
-        features.mean((0, 2, 3)),
-        features.std((0, 2, 3)) / float(__import__("os").environ.get("FS", "0.12")),
-    )
+    mean, std = features.mean((0, 2, 3)), features.std((0, 2, 3)) / 0.12
     norm.weight.div_(std)
     norm.bias.sub_(mean).div_(std)
     predictor.features = (features - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)

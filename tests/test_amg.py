@@ -29,7 +29,7 @@ from pipeline.amg import MaskGenerator, filters, rle
 from pipeline.amg.candidates import Candidates
 from pipeline.amg.resize import MaskResizer
 from pipeline.errors import ImageError
-from pipeline.model.sam import Embedding, Predictions, SamModel
+from pipeline.model.sam import THRESHOLDS, Embedding, Predictions, SamModel
 from pipeline.model.weights import seeded_model
 from schemas.masks import Status
 
@@ -90,6 +90,7 @@ class DrawnModel:
     mask_size = MASK_SIZE
     device = torch.device("cpu")
     precision = "fp32"
+    thresholds = THRESHOLDS
 
     def encode(self, rgb_HW3: Rgb) -> Embedding:
         size = ResizeLongestSide.get_preprocess_shape(*rgb_HW3.shape[:2], IMAGE_SIZE)

@@ -16,13 +16,16 @@ from PIL import Image
 from pycocotools import mask as coco
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
+from running import make_dataset, write_jpegs
 
 from jobs.command import INTERRUPTED
 from jobs.seeded_checkpoint import seeded_checkpoint
 from jobs.verify_masks import verify_masks
 from pipeline import errors
-from pipeline.config import RunConfig
+from pipeline.config import EmbeddingsConfig, MasksConfig
 from pipeline.manifest import MANIFEST_SCHEMA
+from pipeline.storage import canonical_uri
+from schemas.embeddings import embeddings_schema
 from schemas.masks import MASKS_SCHEMA, Status
 
 ROOT = Path(__file__).parent.parent
@@ -47,9 +50,10 @@ def section(title: str) -> str:
     return found[2]
 
 
-def table(title: str) -> list[list[str]]:
-    """The cells of a section's only table, without its header."""
-    rows = [line.strip("|").split("|") for line in section(title).splitlines() if line.startswith("|")]
+def table(title: str, number: int = 0) -> list[list[str]]:
+    """The cells of one of a section's tables, without its header."""
+    found = re.findall(r"(?:^\|.*\n)+", section(title), re.MULTILINE)[number]
+    rows = [line.strip("|").split("|") for line in found.splitlines()]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
@@ -58,8 +62,11 @@ def fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from fields(field.annotation)
-        elif not any(isinstance(data, Parameter) and data.parse is False for data in field.metadata):
-            yield "--" + name.replace("_", "-"), field
+        else:
+            parameters = [data for data in field.metadata if isinstance(data, Parameter)]
+            if not any(parameter.parse is False for parameter in parameters):
+                [flag] = [str(n) for p in parameters for n in p.name] or ["--" + name.replace("_", "-")]
+                yield flag, field
 
 
 def flags_in(text: str) -> set[str]:
@@ -133,7 +140,8 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_flag_in_the_readme_is_one() -> None:
-    ours = {flag for flag, _ in fields(RunConfig)} | VERIFY_FLAGS | SEEDED_FLAGS | {"--help"}
+    settings = (*fields(MasksConfig), *fields(EmbeddingsConfig))
+    ours = {flag for flag, _ in settings} | VERIFY_FLAGS | SEEDED_FLAGS | {"--help"}
     assert flags_in(README) - ours == OTHER_FLAGS
     sentences = section("Checking a dataset")
     assert flags_in(sentences) == VERIFY_FLAGS
@@ -145,9 +153,10 @@ def test_the_flags_named_here_are_the_commands_arguments() -> None:
         assert arguments == flags
 
 
-def test_the_defaults_in_the_table_of_flags_are_the_settings() -> None:
-    settings = dict(fields(RunConfig))
-    for flag, default, _ in table("Flags"):
+@pytest.mark.parametrize(("title", "config"), [("Flags", MasksConfig), ("Teacher embeddings", EmbeddingsConfig)])
+def test_the_defaults_in_the_tables_of_flags_are_the_settings(title: str, config: type[BaseModel]) -> None:
+    settings = dict(fields(config))
+    for flag, default, _ in table(title):
         field = settings[flag.strip("`")]
         if default == "required":
             assert field.is_required(), flag
@@ -167,6 +176,36 @@ def test_the_columns_in_the_readme_are_the_schema() -> None:
     columns = re.search(r"manifest/part-00000\.parquet .*: (.*)", README)
     assert columns
     assert columns[1].split(", ") == MANIFEST_SCHEMA.names
+
+
+def test_the_flags_of_embedding_are_the_main_jobs_but_for_its_table() -> None:
+    documented = [row[0].strip("`") for row in table("Flags")]
+    shared = {*documented[: documented.index("--allow-empty") + 1], *documented[documented.index("--model") :]}
+    own = {row[0].strip("`") for row in table("Teacher embeddings")}
+    assert {flag for flag, _ in fields(EmbeddingsConfig)} == shared | own
+
+
+def test_the_columns_of_embeddings_in_the_readme_are_the_schema() -> None:
+    *documented, tensor = [(row[0].strip("`"), row[1].strip("`")) for row in table("Teacher embeddings", 1)]
+    *fields_, embedding = embeddings_schema(1024)
+    assert documented == [(field.name, str(field.type)) for field in fields_]
+    assert tensor == (embedding.name, "float16[256, S/16, S/16]")
+    assert (embedding.type.value_type, embedding.type.shape) == (pa.float16(), [256, 64, 64])
+
+
+def test_the_examples_read_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (write_jpegs(Path("photos"), 2) / "0002.jpg").write_bytes(b"")
+    config = EmbeddingsConfig(images=canonical_uri("photos"), output=canonical_uri("teacher"))
+    make_dataset(config, tiny_checkpoint)
+    plain, training = (code for code in blocks("python") if '"teacher' in code)
+    names: dict[str, Any] = {}
+    exec(plain, names)
+    assert names["embeddings"].shape == (2, 256, 4, 4)
+    exec(training.replace("1024", "64"), {})
+    assert re.findall(r"/(\d+\.jpg) \(48, 64\) \(256, 4, 4\)", capsys.readouterr().out) == ["0000.jpg", "0001.jpg"]
 
 
 def leaves(struct: Any, prefix: str) -> Iterator[tuple[str, str]]:

@@ -8,15 +8,24 @@ import pytest
 from running import write_jpegs
 
 from pipeline import run as runs
-from pipeline.amg import MaskGenerator
-from pipeline.config import AmgConfig, ClusterConfig, ModelConfig, RunConfig
+from pipeline.config import (
+    AmgConfig,
+    ClusterConfig,
+    EmbeddingsConfig,
+    LoadedWeights,
+    MasksConfig,
+    ModelConfig,
+    RunConfig,
+)
+from pipeline.contents import content_of
 from pipeline.errors import NoImages, OutputConflict, StorageError
 from pipeline.model import SamModel, load_model
+from pipeline.model.sam import THRESHOLDS
 from pipeline.run import Run
 from pipeline.shard import ShardSummary, make_shard
 from pipeline.storage import canonical_uri
 
-SHA = "0" * 64
+WEIGHTS = LoadedWeights("0" * 64, 64, "mobile_sam", THRESHOLDS)
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +33,22 @@ def model(tiny_checkpoint: Path) -> SamModel:
     return load_model(str(tiny_checkpoint))
 
 
-def settings(tmp_path: Path, **changes: Any) -> RunConfig:
+def settings(tmp_path: Path, **changes: Any) -> MasksConfig:
     fields: dict[str, Any] = {
         "images": canonical_uri(str(tmp_path / "in")),
         "output": canonical_uri(str(tmp_path / "out")),
         "images_per_shard": 2,
         "amg": AmgConfig(points_per_side=1, pred_iou_thresh=-10, stability_score_thresh=0),
     }
-    return RunConfig(**fields | changes)
+    return MasksConfig(**fields | changes)
 
 
 def opened(config: RunConfig) -> Run:
-    return runs.open_run(config, SHA, 64)
+    return runs.open_run(config, WEIGHTS)
 
 
 def make(run: Run, shard: int, model: SamModel) -> ShardSummary:
-    generator = MaskGenerator(model, **run.config.amg.model_dump())
-    return make_shard(shard, run.config, generator, run.provenance)
+    return make_shard(shard, run.config, content_of(run.config, model), run.provenance)
 
 
 def test_a_run_begins_with_a_manifest_and_a_document(tmp_path: Path) -> None:
@@ -50,7 +58,7 @@ def test_a_run_begins_with_a_manifest_and_a_document(tmp_path: Path) -> None:
     assert (run.images, run.shards, run.skipped) == (5, 3, {".json": 1})
     document = json.loads((tmp_path / "out" / "run.json").read_text())
     assert document["fingerprint"] == run.fingerprint
-    assert document["determinants"]["weights_sha256"] == SHA
+    assert document["determinants"]["weights_sha256"] == WEIGHTS.sha256
     assert document["settings"]["amg"]["points_per_side"] == 1
     assert document["everymask"]
     assert (tmp_path / "out" / "manifest" / "part-00000.parquet").exists()
@@ -96,9 +104,43 @@ def test_other_weights_are_another_run(tmp_path: Path) -> None:
     write_jpegs(tmp_path / "in", 1)
     opened(settings(tmp_path))
     with pytest.raises(OutputConflict, match="weights_sha256"):
-        runs.open_run(settings(tmp_path), "1" * 64, 64)
+        runs.open_run(settings(tmp_path), WEIGHTS._replace(sha256="1" * 64))
     with pytest.raises(OutputConflict, match="image_size"):
-        runs.open_run(settings(tmp_path), SHA, 128)
+        runs.open_run(settings(tmp_path), WEIGHTS._replace(image_size=128))
+
+
+def embeddings(tmp_path: Path, **changes: Any) -> EmbeddingsConfig:
+    """The same pictures and the same output, to be embedded."""
+    common = settings(tmp_path).model_dump(include=set(RunConfig.model_fields) - {"reading", "images_per_shard"})
+    return EmbeddingsConfig(**common | {"images_per_shard": 2} | changes)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_of_another_kind_is_refused_and_kept(tmp_path: Path, model: SamModel, overwrite: bool) -> None:
+    write_jpegs(tmp_path / "in", 2)
+    make(opened(settings(tmp_path)), 0, model)
+    with pytest.raises(OutputConflict, match="holds a run of masks, this one makes embeddings"):
+        opened(embeddings(tmp_path, overwrite=overwrite))
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(OutputConflict, match="holds a run of masks"):
+        opened(embeddings(tmp_path, overwrite=overwrite))
+    assert runs.shards_done(settings(tmp_path).output, "masks") == {0}
+
+
+def test_the_teacher_decides_what_embeddings_are(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "in", 1)
+    run = opened(embeddings(tmp_path))
+    assert run.determinants["schema"] == {"manifest": 1, "embeddings": 1}
+    assert "amg" not in run.determinants
+    assert opened(embeddings(tmp_path, max_bytes=1)).fingerprint == run.fingerprint
+    others = {"architecture": "vit_b", "sha256": "1" * 64, "image_size": 128}
+    for name, value in others.items():
+        with pytest.raises(OutputConflict, match=name):
+            runs.open_run(embeddings(tmp_path), WEIGHTS._replace(**{name: value}))
+    with pytest.raises(OutputConflict, match="precision"):
+        opened(embeddings(tmp_path, model=ModelConfig(precision="bf16")))
+    with pytest.raises(OutputConflict, match="holds a run of embeddings, this one makes masks"):
+        opened(settings(tmp_path))
 
 
 def test_what_only_changes_speed_is_the_same_run(tmp_path: Path) -> None:
@@ -197,9 +239,12 @@ def test_a_damaged_shard_is_not_counted_as_done(tmp_path: Path, model: SamModel)
     run = opened(settings(tmp_path))
     made = {shard: make(run, shard, model) for shard in (0, 1)}
     path = tmp_path / "out" / "masks" / "part-00001.parquet"
-    path.write_bytes(path.read_bytes()[:-40])
-    summary = runs.write_summary(run, "complete", {0: made[0]}, 1.0)
-    assert (summary["state"], summary["missing_shards"], summary["not_done"]) == ("incomplete", [1], 2)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for damaged in (data[:-40], data[:footer] + bytes(8) + data[footer + 8 :]):
+        path.write_bytes(damaged)
+        summary = runs.write_summary(run, "complete", {0: made[0]}, 1.0)
+        assert (summary["state"], summary["missing_shards"], summary["not_done"]) == ("incomplete", [1], 2)
 
 
 def test_no_credentials_in_documents(tmp_path: Path) -> None:

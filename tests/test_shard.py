@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from running import jpeg, rows, write_jpegs
 
 from pipeline import manifest, sources
 from pipeline.amg import MaskGenerator, rle
-from pipeline.config import AmgConfig, ImagesConfig, RunConfig
+from pipeline.config import AmgConfig, EmbeddedImagesConfig, EmbeddingsConfig, ImagesConfig, MasksConfig
+from pipeline.contents import content_of, masks_content, rows_of
 from pipeline.images import decode_image
 from pipeline.model import SamModel, load_model
 from pipeline.shard import make_shard, read_footer
 from pipeline.storage import canonical_uri
+from schemas.embeddings import embeddings_schema
 from schemas.masks import MASKS_SCHEMA
 
 ALL_MASKS = AmgConfig(points_per_side=2, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1)
@@ -31,14 +35,14 @@ def model(tiny_checkpoint: Path) -> SamModel:
 
 def shard_of(folder: Path, output: Path, model: SamModel, **reading: Any) -> list[dict[str, Any]]:
     """List a folder, make its only shard, and read its rows."""
-    config = RunConfig(
+    config = MasksConfig(
         images=canonical_uri(str(folder)),
         output=canonical_uri(str(output)),
         amg=ALL_MASKS,
         reading=ImagesConfig(**reading),
     )
     manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=1000)
-    make_shard(0, config, MaskGenerator(model, **config.amg.model_dump()), PROVENANCE)
+    make_shard(0, config, content_of(config, model), PROVENANCE)
     return rows(output)
 
 
@@ -86,9 +90,10 @@ def test_case_24_one_object_that_cannot_be_fetched_is_a_row(tmp_path: Path, mode
 
 def test_no_mask_over_the_thresholds_is_empty(tmp_path: Path, model: SamModel) -> None:
     folder = write_jpegs(tmp_path / "in", 1)
-    config = RunConfig(images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "out")))
+    config = MasksConfig(images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "out")))
     manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=9)
-    summary = make_shard(0, config, MaskGenerator(model, points_per_side=2, pred_iou_thresh=1), PROVENANCE)
+    generator = MaskGenerator(model, points_per_side=2, pred_iou_thresh=1)
+    summary = make_shard(0, config, masks_content(generator), PROVENANCE)
     assert summary.statuses == {"empty": 1}
     assert rows(tmp_path / "out")[0]["status"] == "empty"
 
@@ -96,7 +101,7 @@ def test_no_mask_over_the_thresholds_is_empty(tmp_path: Path, model: SamModel) -
 def test_the_footer_tells_where_the_rows_come_from(tmp_path: Path, model: SamModel) -> None:
     output = tmp_path / "out"
     shard_of(write_jpegs(tmp_path / "in", 2), output, model)
-    footer, summary = read_footer(canonical_uri(str(output)), 0)
+    footer, summary = read_footer(canonical_uri(str(output)), "masks", 0)
     assert footer == PROVENANCE
     path = output / "masks" / "part-00000.parquet"
     assert (summary.images, summary.masks, summary.statuses) == (2, 24, {"ok": 2})
@@ -118,7 +123,7 @@ def test_rows_do_not_depend_on_threads(tmp_path: Path, model: SamModel) -> None:
 def test_progress_is_told_after_each_image(tmp_path: Path, model: SamModel) -> None:
     folder = write_jpegs(tmp_path / "in", 2)
     (folder / "broken.jpg").write_bytes(b"x")
-    config = RunConfig(
+    config = MasksConfig(
         images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "out")), amg=ALL_MASKS
     )
     manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=9)
@@ -126,7 +131,7 @@ def test_progress_is_told_after_each_image(tmp_path: Path, model: SamModel) -> N
     make_shard(
         0,
         config,
-        MaskGenerator(model, **ALL_MASKS.model_dump()),
+        content_of(config, model),
         PROVENANCE,
         on_image=lambda *counts: told.append(counts),
     )
@@ -139,3 +144,64 @@ def test_rle_in_a_row_decodes_to_its_area_and_size(tmp_path: Path, model: SamMod
         pixels = rle.decode(mask["segmentation"])
         assert pixels.shape == (96, 128)
         assert pixels.sum() == mask["area"]
+
+
+def embedded(folder: Path, output: Path, model: SamModel, **reading: Any) -> pa.Table:
+    """List a folder, embed its only shard, and read it with pyarrow alone."""
+    config = EmbeddingsConfig(
+        images=canonical_uri(str(folder)),
+        output=canonical_uri(str(output)),
+        reading=EmbeddedImagesConfig(**reading),
+    )
+    manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=1000)
+    make_shard(0, config, content_of(config, model), PROVENANCE)
+    return pq.read_table(output / "embeddings" / "part-00000.parquet")
+
+
+def test_an_embedding_is_the_encoders_in_float16(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 5)
+    (folder / "0006.jpg").write_bytes(jpeg(6, (101, 40)))
+    table = embedded(folder, tmp_path / "out", model)
+    assert table.schema.equals(embeddings_schema(64))
+    tensors = table["embedding"].combine_chunks().to_numpy_ndarray()
+    assert (tensors.dtype, tensors.shape) == (np.float16, (6, 256, 4, 4))
+    for path, row, tensor in zip(sorted(folder.iterdir()), rows_of(table), tensors, strict=True):
+        expected = model.encode(decode_image(path.read_bytes(), max_pixels=10**6))
+        assert np.array_equal(tensor, expected.features_1CHW[0].numpy().astype(np.float16)), path
+        assert np.array_equal(row["embedding"], tensor)
+        assert (row["height"], row["width"]) == expected.original_size
+        assert (row["input_height"], row["input_width"]) == expected.input_size
+        assert (row["status"], row["error"]) == ("ok", None)
+
+
+def test_an_image_without_embedding_is_a_row(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 2)
+    (folder / "a-empty.jpg").write_bytes(b"")
+    (folder / "b-long.jpg").write_bytes(jpeg(5) + bytes(100_000))
+    found = rows_of(embedded(folder, tmp_path / "out", model, max_bytes=50_000))
+    assert [row["status"] for row in found] == ["ok", "ok", "empty_file", "too_large"]
+    for row in found[2:]:
+        assert row["error"]
+        assert {row[name] for name in ("height", "width", "input_height", "input_width", "embedding")} == {None}
+
+
+def test_an_embedding_beyond_float16_is_a_row(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    loud = load_model(str(tiny_checkpoint))
+    with torch.no_grad():
+        for parameter in list(loud.image_encoder.parameters())[-2:]:  # of the last normalisation
+            parameter.fill_(1e5)
+    (row,) = rows_of(embedded(write_jpegs(tmp_path / "in", 1), tmp_path / "out", loud))
+    assert (row["status"], row["embedding"], row["height"]) == ("unsupported", None, 96)
+    assert "float16" in row["error"]
+
+
+def test_embeddings_are_stored_in_small_checked_groups(tmp_path: Path, model: SamModel) -> None:
+    output = tmp_path / "out"
+    embedded(write_jpegs(tmp_path / "in", 6), output, model)
+    footer, summary = read_footer(canonical_uri(str(output)), "embeddings", 0)
+    assert footer == PROVENANCE
+    assert (summary.images, summary.masks, summary.statuses) == (6, 0, {"ok": 6})
+    metadata = pq.read_metadata(output / "embeddings" / "part-00000.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4, 2]
+    column = metadata.row_group(0).column(8)
+    assert (column.compression, "BYTE_STREAM_SPLIT" in column.encodings) == ("ZSTD", True)

@@ -4,61 +4,70 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from running import run, write_jpegs
+from running import make_dataset, run, write_jpegs
 
-from pipeline import run as runs
-from pipeline.amg import MaskGenerator
-from pipeline.config import AmgConfig, RunConfig
-from pipeline.model import load_model
-from pipeline.shard import make_shard
+from pipeline.config import AmgConfig, EmbeddingsConfig, Kind, MasksConfig
+from pipeline.contents import rows_of
 from pipeline.storage import canonical_uri
 from pipeline.verify import faults_of_shard
-from schemas.masks import MASKS_SCHEMA
 
 Rows = list[dict[str, Any]]
+Dataset = tuple[str, Kind, str]
+"""Address, kind, fingerprint."""
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, tiny_checkpoint: Path) -> tuple[str, str]:
-    """A finished dataset of three images in two shards: its address and its fingerprint."""
+def dataset(tmp_path: Path, tiny_checkpoint: Path) -> Dataset:
+    """Masks of three images in two shards."""
     folder = write_jpegs(tmp_path / "in", 3)
     (folder / "0002.jpg").write_bytes(b"")
-    config = RunConfig(
+    config = MasksConfig(
         images=canonical_uri(str(folder)),
         output=canonical_uri(str(tmp_path / "out")),
         images_per_shard=2,
         amg=AmgConfig(points_per_side=1, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1),
     )
-    model = load_model(str(tiny_checkpoint))
-    opened = runs.open_run(config, model.weights_sha256, model.image_size)
-    generator = MaskGenerator(model, **config.amg.model_dump())
-    for shard in range(opened.shards):
-        make_shard(shard, config, generator, opened.provenance)
-    return config.output, opened.fingerprint
+    return config.output, "masks", make_dataset(config, tiny_checkpoint).fingerprint
 
 
-def shard_path(output: str, shard: int = 0) -> Path:
-    return Path(output.removeprefix("file://")) / "masks" / f"part-{shard:05d}.parquet"
+@pytest.fixture
+def store(tmp_path: Path, tiny_checkpoint: Path) -> Dataset:
+    """Embeddings of three images in two shards, of which the last is of an image that failed."""
+    folder = write_jpegs(tmp_path / "in", 3)
+    (folder / "0002.jpg").write_bytes(b"")
+    config = EmbeddingsConfig(
+        images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "out")), images_per_shard=2
+    )
+    return config.output, "embeddings", make_dataset(config, tiny_checkpoint).fingerprint
 
 
-def rewrite(output: str, change: Callable[[Rows], Rows | None]) -> None:
+def shard_path(output: str, shard: int = 0, kind: Kind = "masks") -> Path:
+    return Path(output.removeprefix("file://")) / kind / f"part-{shard:05d}.parquet"
+
+
+def rewrite(output: str, change: Callable[[Rows], Rows | None], kind: Kind = "masks") -> None:
     """Change the first shard's rows and keep its footer."""
-    path = shard_path(output)
-    rows = pq.read_table(path).to_pylist()
+    path = shard_path(output, kind=kind)
+    table = pq.read_table(path)
+    rows = rows_of(table)
     changed = change(rows)
-    schema = MASKS_SCHEMA.with_metadata(pq.read_metadata(path).metadata)
+    for row in rows:
+        if row.get("embedding") is not None:
+            row["embedding"] = row["embedding"].reshape(-1)
+    schema = table.schema.with_metadata(pq.read_metadata(path).metadata)
     pq.write_table(pa.Table.from_pylist(rows if changed is None else changed, schema), path)
 
 
-def test_a_finished_dataset_has_no_faults(dataset: tuple[str, str]) -> None:
+def test_a_finished_dataset_has_no_faults(dataset: Dataset) -> None:
     assert faults_of_shard(*dataset, 0) == []
     assert faults_of_shard(*dataset, 1) == []
 
 
-def test_case_43_a_truncated_or_missing_shard_is_named(dataset: tuple[str, str]) -> None:
+def test_case_43_a_truncated_or_missing_shard_is_named(dataset: Dataset) -> None:
     path = shard_path(dataset[0], 1)
     path.write_bytes(path.read_bytes()[:-20])
     (fault,) = faults_of_shard(*dataset, 1)
@@ -68,7 +77,7 @@ def test_case_43_a_truncated_or_missing_shard_is_named(dataset: tuple[str, str])
     assert faults_of_shard(*dataset, 0) == []
 
 
-def test_a_bit_flipped_in_the_data_is_found(dataset: tuple[str, str]) -> None:
+def test_a_bit_flipped_in_the_data_is_found(dataset: Dataset) -> None:
     path = shard_path(dataset[0])
     data = bytearray(path.read_bytes())
     metadata = pq.read_metadata(path)
@@ -96,20 +105,59 @@ def _set(mask: int, **values: Any) -> Callable[[Rows], None]:
         (lambda rows: rows[0].update(error="none really"), "with the error"),
     ],
 )
-def test_a_wrong_row_is_named(
-    dataset: tuple[str, str], change: Callable[[Rows], Rows | None], complaint: str
-) -> None:
+def test_a_wrong_row_is_named(dataset: Dataset, change: Callable[[Rows], Rows | None], complaint: str) -> None:
     rewrite(dataset[0], change)
     faults = faults_of_shard(*dataset, 0)
     assert any(complaint in fault for fault in faults), faults
 
 
-def test_a_shard_of_another_run_is_named(dataset: tuple[str, str]) -> None:
-    (fault,) = faults_of_shard(dataset[0], "another", 0)
+def test_a_store_of_embeddings_is_checked(store: Dataset) -> None:
+    assert faults_of_shard(*store, 0) == []
+    assert faults_of_shard(*store, 1) == []
+    path = shard_path(store[0], kind="embeddings")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in the embeddings, where every number is a number
+    path.write_bytes(data)
+    (fault,) = faults_of_shard(*store, 0)
+    assert fault.startswith("embeddings/part-00000.parquet: damaged")
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"embedding": None}, "image 0: status ok with no embedding"),
+        ({"status": "truncated", "error": "cut"}, "image 0: status truncated with an embedding"),
+        ({"status": "empty", "embedding": None}, "image 0: status empty with no embedding"),
+        ({"embedding": np.full((256, 4, 4), np.inf, np.float16)}, "image 0: its embedding is not finite"),
+        ({"input_width": 63}, "image 0: input of 48 x 63, the image's is 48 x 64"),
+        ({"width": None}, "image 0: its size is missing"),
+        ({"image_id": 7}, "row of image 7 where image 0"),
+    ],
+)
+def test_a_wrong_row_of_embeddings_is_named(store: Dataset, values: dict[str, Any], complaint: str) -> None:
+    rewrite(store[0], lambda rows: rows[0].update(values), "embeddings")
+    faults = faults_of_shard(*store, 0)
+    assert any(complaint in fault for fault in faults), faults
+
+
+def test_embeddings_of_another_size_are_of_another_schema(store: Dataset) -> None:
+    path = shard_path(store[0], kind="embeddings")
+    table = pq.read_table(path)
+    smaller = pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.float16(), (256, 16)), table["embedding"].combine_chunks().storage
+    )
+    changed = table.set_column(8, "embedding", smaller)
+    footer = {"everymask": pq.read_metadata(path).metadata[b"everymask"]}
+    pq.write_table(changed.replace_schema_metadata(footer), path)
+    assert faults_of_shard(*store, 0) == ["embeddings/part-00000.parquet: of another schema"]
+
+
+def test_a_shard_of_another_run_is_named(dataset: Dataset) -> None:
+    (fault,) = faults_of_shard(dataset[0], "masks", "another", 0)
     assert "of another run" in fault
 
 
-def test_the_command_names_faults_and_removes_damage(dataset: tuple[str, str]) -> None:
+def test_the_command_names_faults_and_removes_damage(dataset: Dataset) -> None:
     output = dataset[0]
     assert run("jobs.verify_masks", "--output", output).returncode == 0
     path = shard_path(output, 1)

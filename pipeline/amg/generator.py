@@ -32,13 +32,14 @@ class MaskGenerator:
         Args:
             model: From `pipeline.model.load_model`.
             **arguments: See `pipeline.config.AmgConfig` for names, meanings and defaults. They are the
-                reference's, but for `output_mode`, which is "coco_rle" unless said otherwise.
+                reference's, but for `output_mode`, which is "coco_rle" unless said otherwise, and for weights that
+                carry thresholds of their own.
 
         Raises:
             pydantic.ValidationError: (a ValueError) an argument is unknown or out of range.
         """
         self.model = model
-        self.config = config = AmgConfig(**arguments)
+        self.config = config = AmgConfig(**arguments).with_thresholds(model.thresholds)
         if config.point_grids is not None:
             self._point_grids = [np.array(grid).reshape(-1, 2) for grid in config.point_grids]
         else:
@@ -46,11 +47,12 @@ class MaskGenerator:
                 config.points_per_side, config.crop_n_layers, config.crop_n_points_downscale_factor
             )
 
-    def generate(self, rgb_HW3: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    def generate(self, rgb_HW3: NDArray[np.uint8], embedding: Embedding | None = None) -> list[dict[str, Any]]:
         """All masks of one image.
 
         Args:
             rgb_HW3: uint8, channels in the order red, green, blue.
+            embedding: Of the whole image, where the model has encoded it before.
 
         Returns:
             A dict a mask: `segmentation` (COCO RLE, or as `output_mode` says), `area` in pixels, `bbox`
@@ -71,7 +73,9 @@ class MaskGenerator:
             mask
             for crop_box, layer in zip(crop_boxes, layers, strict=True)
             if crop_box[0] < crop_box[2] and crop_box[1] < crop_box[3]  # slivers have crops without pixels
-            for mask in self.masks_of_crop(rgb_HW3, crop_box, self._point_grids[layer])
+            for mask in self.masks_of_crop(
+                rgb_HW3, crop_box, self._point_grids[layer], embedding if layer == 0 else None
+            )
         ]
         if len(crop_boxes) > 1:
             masks = _distinct_across_crops(masks, config.crop_nms_thresh)
@@ -81,7 +85,11 @@ class MaskGenerator:
         return [mask.record(config.output_mode) for mask in masks]
 
     def masks_of_crop(
-        self, rgb_HW3: NDArray[np.uint8], crop_box_xyxy: list[int], grid_N2: NDArray[np.float64]
+        self,
+        rgb_HW3: NDArray[np.uint8],
+        crop_box_xyxy: list[int],
+        grid_N2: NDArray[np.float64],
+        embedding: Embedding | None = None,
     ) -> list[Mask]:
         """The distinct masks of one crop, in the image's frame, best predicted IoU first.
 
@@ -89,10 +97,11 @@ class MaskGenerator:
             rgb_HW3: The whole image.
             crop_box_xyxy: The part to look at.
             grid_N2: Prompts x, y in 0..1 of the crop.
+            embedding: Of the crop, where the model has encoded it before.
         """
         image_size = rgb_HW3.shape[:2]
         left, top, right, bottom = crop_box_xyxy
-        embedding = self.model.encode(rgb_HW3[top:bottom, left:right])
+        embedding = embedding or self.model.encode(rgb_HW3[top:bottom, left:right])
         resizer = MaskResizer(embedding, self.model.image_size, self.config.memory_budget)
         points_N2 = grid_N2 * [right - left, bottom - top]
         step = self.config.points_per_batch
@@ -148,13 +157,13 @@ class MaskGenerator:
     ) -> Candidates:
         predictions = self.model.predict(embedding, points_N2[prompts])
         iou_N3 = predictions.iou_N3
-        threshold = self.config.pred_iou_thresh
+        threshold = self.config.pred_iou_thresh or 0
         confident_N3 = iou_N3 > (threshold if threshold > 0 else -torch.inf)
         logits = self.model.upscale(predictions, confident_N3)
         measured = resizer.measure(logits, self.config.stability_score_offset)
         prompts_N = confident_N3.nonzero()[:, 0] + prompts.start
         candidates = Candidates(logits, iou_N3[confident_N3], *measured, prompts_N)
-        return filters.stable(candidates, self.config.stability_score_thresh)
+        return filters.stable(candidates, self.config.stability_score_thresh or 0)
 
 
 def _distinct_across_crops(masks: list[Mask], box_iou: float) -> list[Mask]:

@@ -16,6 +16,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import CheckpointError, SelfCheckError
 from pipeline.model import load_model
 from pipeline.model.sam import PIXEL_MEAN, PIXEL_STD, SamModel
+from pipeline.model.weights import checkpoint_bytes
 
 _CROP: Final = [8, 6, 120, 88]
 # Several, because masks that reach the crop's edges may be dropped.
@@ -31,7 +32,8 @@ def checked_model(config: ModelConfig) -> SamModel:
         SelfCheckError: as `self_check`.
     """
     model = load_model(config.address, config.device, config.precision, config.image_size)
-    if config.model not in {None, model.architecture}:
+    wanted = "mobile_sam" if config.model == "demo" else config.model
+    if wanted not in {None, model.architecture}:
         raise CheckpointError(f"{config.address} holds {model.architecture}, not {config.model}.")
     self_check(model)
     return model
@@ -84,6 +86,21 @@ def observe(model: SamModel) -> dict[str, Any]:
     step = embedding.features_1CHW.shape[-1] // 4
     samples = embedding.features_1CHW[0, ::32, ::step, ::step].flatten()
     return {"embedding": samples.tolist(), "predicted_iou": iou_N3.flatten().tolist()}
+
+
+def self_checking_checkpoint(model: SamModel, dtype: torch.dtype = torch.float32) -> bytes:
+    """A model as a checkpoint that carries its image size, its thresholds and its answers for `self_check`.
+
+    Args:
+        model: In eval mode; its floating point weights are rounded to `dtype`.
+        dtype: That they are stored in.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.copy_(tensor.data.to(dtype))
+    model.to(model.device)  # timm's attention forgets the biases it gathered
+    metadata = {"image_size": model.image_size, "thresholds": dict(model.thresholds), "expected": observe(model)}
+    return checkpoint_bytes(model, metadata, dtype)
 
 
 def known_picture() -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from pipeline.errors import SelfCheckError, SettingsError
-from pipeline.model.sam import PUBLISHED_IMAGE_SIZE, Precision, SamModel
+from pipeline.model.sam import PUBLISHED_IMAGE_SIZE, THRESHOLDS, Precision, SamModel
 from pipeline.model.weights import architecture_of, load_tensors, read_checkpoint
 
 __all__ = ["SamModel", "load_model", "pick_device"]
@@ -23,8 +23,9 @@ def load_model(
 
     Args:
         name_or_checkpoint_uri: `mobile_sam`, `vit_b`, `vit_l` or `vit_h` for the published weights, which
-            are downloaded once, or the URI of a .pt, .pth or .safetensors file with tensors under the
-            published names. The architecture is told from the tensors.
+            are downloaded once; `demo` for the small weights that come with this package; or the URI of a .pt,
+            .pth or .safetensors file with tensors under the published names. The architecture is told from the
+            tensors.
         device: `auto` takes the first of cuda, mps, cpu that is there.
         precision: `fp32`, or `bf16` for bfloat16 arithmetic under autocast.
         image_size: Side of the encoder's input in pixels, a multiple of 16; by default what the checkpoint
@@ -45,6 +46,7 @@ def load_model(
         raise SelfCheckError(f"Loading {name_or_checkpoint_uri} left the model as it was.")
     model.weights_sha256 = checkpoint.sha256
     model.expected = checkpoint.metadata.get("expected")
+    model.thresholds = THRESHOLDS | checkpoint.metadata.get("thresholds", {})
     return model.to(target)
 
 

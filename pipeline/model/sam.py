@@ -1,8 +1,8 @@
 """The promptable model: an image encoder under SAM's prompt encoder and mask decoder.
 
 The decoder runs in two halves, because its IoU head reads tokens only: `predict` says how good each mask
-would be, `upscale` makes the masks that are worth it. Together they compute what
-`segment_anything.modeling.MaskDecoder` does with `multimask_output=True`, operation for operation.
+would be, `upscale` makes the masks that are worth it. Together they answer as
+`segment_anything.modeling.MaskDecoder` does with `multimask_output=True`.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,47 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import SettingsError
-from pipeline.model.tinyvit import EMBEDDING_CHANNELS, STRIDE, TinyVitEncoder
+from pipeline.model.decoder import FastDecoder
+from pipeline.model.tinyvit import (
+    EMBEDDING_CHANNELS,
+    STRIDE,
+    TINY_VIT_5M,
+    TINY_VIT_11M,
+    TINY_VIT_21M,
+    TinyVitEncoder,
+    TinyVitShape,
+)
 
-Architecture = Literal["mobile_sam", "vit_b", "vit_l", "vit_h"]
+Architecture = Literal["mobile_sam", "tiny_vit_11m", "tiny_vit_21m", "vit_b", "vit_l", "vit_h"]
+"""Named by the image encoder; that of `mobile_sam` is TinyViT 5M."""
 Precision = Literal["fp32", "bf16"]
+
+TINY_VITS: Final[dict[Architecture, TinyVitShape]] = {
+    "mobile_sam": TINY_VIT_5M,
+    "tiny_vit_11m": TINY_VIT_11M,
+    "tiny_vit_21m": TINY_VIT_21M,
+}
+"""The architectures whose image encoder is a TinyViT."""
 
 PUBLISHED_IMAGE_SIZE: Final = 1024
 MASK_THRESHOLD: Final = 0.0
 """A pixel belongs to a mask where its logit is above this."""
+THRESHOLDS: Final = {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}
+"""Defaults of `SamAutomaticMaskGenerator`."""
 PIXEL_MEAN: Final = (123.675, 116.28, 103.53)
 PIXEL_STD: Final = (58.395, 57.12, 57.375)
+
+
+def input_size_of(size: tuple[int, int], image_size: int) -> tuple[int, int]:
+    """Height and width that the encoder resizes an image to: the longer is `image_size`."""
+    height, width = ResizeLongestSide.get_preprocess_shape(*size, image_size)
+    return max(height, 1), max(width, 1)
+
+
+def resized(rgb_HW3: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """An image at the size that the encoder sees it, as `input_size_of` says, not yet padded."""
+    height, width = input_size_of(rgb_HW3.shape[:2], image_size)
+    return np.array(Image.fromarray(rgb_HW3).resize((width, height), Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)
@@ -63,6 +94,8 @@ class SamModel(nn.Module):
         weights_sha256: Of the checkpoint's bytes; empty before weights are loaded.
         expected: What the weights answer on the known picture of `pipeline.amg.selfcheck`; None where the
             checkpoint does not say.
+        thresholds: `pred_iou_thresh` and `stability_score_thresh` that masks are kept by unless said otherwise:
+            SAM's, or those that the checkpoint carries.
     """
 
     def __init__(self, architecture: Architecture, image_size: int, precision: Precision) -> None:
@@ -72,18 +105,13 @@ class SamModel(nn.Module):
             SettingsError: `image_size` is not one the encoder can take.
         """
         super().__init__()
-        if image_size % STRIDE or image_size < 4 * STRIDE:
-            raise SettingsError(f"image_size {image_size}: must be a multiple of {STRIDE}, at least 64.")
-        if architecture != "mobile_sam" and image_size != PUBLISHED_IMAGE_SIZE:
-            raise SettingsError(
-                f"image_size {image_size}: {architecture}'s position embeddings are made for "
-                f"{PUBLISHED_IMAGE_SIZE}; leave it out, or use mobile_sam."
-            )
+        _check_image_size(architecture, image_size)
         self.architecture = architecture
         self.image_size = image_size
         self.precision = precision
         self.weights_sha256 = ""
         self.expected: Mapping[str, Any] | None = None
+        self.thresholds: Mapping[str, float] = THRESHOLDS
         self.image_encoder = _image_encoder(architecture)
         grid = image_size // STRIDE
         self.prompt_encoder = PromptEncoder(
@@ -111,6 +139,20 @@ class SamModel(nn.Module):
         """Side of the low-resolution masks, `image_size` / 4."""
         return self.image_size // 4
 
+    def set_image_size(self, image_size: int) -> None:
+        """Take inputs of another size from now on. MobileSAM's weights fit any; a ViT's only their own.
+
+        Raises:
+            SettingsError: `image_size` is not one the encoder can take.
+        """
+        _check_image_size(self.architecture, image_size)
+        self.image_size = image_size
+        grid = image_size // STRIDE
+        prompts = self.prompt_encoder
+        prompts.input_image_size = (image_size, image_size)
+        prompts.image_embedding_size = (grid, grid)
+        prompts.mask_input_size = (4 * grid, 4 * grid)
+
     @torch.inference_mode()
     def encode(self, rgb_HW3: NDArray[np.uint8]) -> Embedding:
         """Run the image encoder on one RGB image of any size."""
@@ -126,10 +168,9 @@ class SamModel(nn.Module):
         Returns:
             Pixels 1 x 3 x S x S, and height and width before padding.
         """
-        height, width = ResizeLongestSide.get_preprocess_shape(*rgb_HW3.shape[:2], self.image_size)
-        height, width = max(height, 1), max(width, 1)
-        resized = Image.fromarray(rgb_HW3).resize((width, height), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).to(self.device).permute(2, 0, 1)
+        small_HW3 = resized(rgb_HW3, self.image_size)
+        height, width = small_HW3.shape[:2]
+        pixels = torch.from_numpy(small_HW3).to(self.device).permute(2, 0, 1)
         mean, std = (
             torch.tensor(channel, device=self.device).view(3, 1, 1) for channel in (PIXEL_MEAN, PIXEL_STD)
         )
@@ -151,19 +192,18 @@ class SamModel(nn.Module):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         points = torch.as_tensor(points_N2 * scale, dtype=dtype, device=self.device)[:, None]
         labels = torch.ones(points.shape[:2], dtype=torch.int, device=self.device)
-        decoder = self.mask_decoder
-        count = len(points)
-        with self._autocast():
-            sparse, dense = self.prompt_encoder(points=(points, labels), boxes=None, masks=None)
-            output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-            tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
-            image = embedding.features_1CHW.expand(count, -1, -1, -1) + dense
-            positions = self.prompt_encoder.get_dense_pe().expand(count, -1, -1, -1)
-            hidden, image_tokens = decoder.transformer(image, positions, tokens)
-            iou = decoder.iou_prediction_head(hidden[:, 0])
+        decoder, encoder = self.mask_decoder, self.prompt_encoder
+        sparse, _ = encoder(points=(points, labels), boxes=None, masks=None)
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(len(points), -1, -1), sparse], dim=1)
+        positions = encoder.get_dense_pe()
+        fast = FastDecoder(decoder, self._dtype)
+        image = fast.image(embedding.features_1CHW, encoder.no_mask_embed.weight.view(1, -1, 1, 1), positions)
+        hidden, image_tokens = fast.run(image, positions[0].flatten(1).T, tokens, self._prompts_at_once)
+        iou = decoder.iou_prediction_head(hidden[:, 0])
         multimask = slice(1, None)  # mask 0 is for prompts that leave no ambiguity
         mask_tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens]
-        return Predictions(iou[:, multimask].float(), mask_tokens[:, multimask], image_tokens)
+        return Predictions(iou[:, multimask], mask_tokens[:, multimask], image_tokens)
 
     @torch.inference_mode()
     def upscale(self, predictions: Predictions, wanted_N3: torch.Tensor) -> torch.Tensor:
@@ -176,22 +216,45 @@ class SamModel(nn.Module):
         Returns:
             Logits K x S/4 x S/4, K the number of wanted masks, in the order of `wanted_N3`'s rows.
         """
-        decoder = self.mask_decoder
         prompts = wanted_N3.any(dim=1)
-        image_tokens = predictions.image_tokens_NLC[prompts]
-        grid = self.image_size // STRIDE
-        image = image_tokens.transpose(1, 2).reshape(len(image_tokens), EMBEDDING_CHANNELS, grid, grid)
-        with self._autocast(), torch.backends.cudnn.flags(allow_tf32=False):
-            upscaled = decoder.output_upscaling(image).flatten(2)
-            tokens = predictions.mask_tokens_N3C[prompts]
-            heads = decoder.output_hypernetworks_mlps[1:]
-            weights = torch.stack([head(tokens[:, i]) for i, head in enumerate(heads)], dim=1)
-            masks = weights @ upscaled
-        logits_KL: torch.Tensor = masks[wanted_N3[prompts]].float()
-        return logits_KL.reshape(len(logits_KL), self.mask_size, self.mask_size)
+        tokens = predictions.mask_tokens_N3C[prompts]
+        heads = self.mask_decoder.output_hypernetworks_mlps[1:]
+        weights = torch.stack([head(tokens[:, i]) for i, head in enumerate(heads)], dim=1)
+        fast, grid = FastDecoder(self.mask_decoder, self._dtype), self.image_size // STRIDE
+        logits = torch.zeros(0, 3, self.mask_size, self.mask_size, device=self.device)
+        parts = [
+            fast.upscaled(image_tokens, part, grid)
+            for image_tokens, part in zip(
+                torch.split(predictions.image_tokens_NLC[prompts], self._prompts_at_once),
+                torch.split(weights, self._prompts_at_once),
+                strict=True,
+            )
+            if len(part)
+        ]
+        return torch.cat([logits, *parts])[wanted_N3[prompts]]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the decoder's arithmetic on image tokens."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
+    def _prompts_at_once(self) -> int:
+        """A CPU is faster while their image tokens stay in its cache."""
+        return 4 if self.device.type == "cpu" else 1024
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def _check_image_size(architecture: Architecture, image_size: int) -> None:
+    if image_size % STRIDE or image_size < 4 * STRIDE:
+        raise SettingsError(f"image_size {image_size}: must be a multiple of {STRIDE}, at least 64.")
+    if architecture not in TINY_VITS and image_size != PUBLISHED_IMAGE_SIZE:
+        raise SettingsError(
+            f"image_size {image_size}: {architecture}'s position embeddings are made for "
+            f"{PUBLISHED_IMAGE_SIZE}; leave it out, or use mobile_sam."
+        )
 
 
 _VIT: Final = {
@@ -202,8 +265,8 @@ _VIT: Final = {
 
 
 def _image_encoder(architecture: Architecture) -> nn.Module:
-    if architecture == "mobile_sam":
-        return TinyVitEncoder()
+    if architecture in TINY_VITS:
+        return TinyVitEncoder(TINY_VITS[architecture])
     vit: nn.Module = ImageEncoderViT(
         **_VIT[architecture],
         img_size=PUBLISHED_IMAGE_SIZE,

@@ -1,11 +1,11 @@
 """MobileSAM's image encoder: timm's TinyViT with the last stage at stride 16, and SAM's neck.
 
 Paper: https://arxiv.org/abs/2306.14289. What differs from timm's classifier: the last stage is not
-downsampled (its merging convolution has stride 1), there is no head, and a neck brings the 320 channels
-to the 256 of SAM's decoder. Parameters keep timm's names here; `weights.published_name` translates.
+downsampled (its merging convolution has stride 1), there is no head, and a neck brings the last stage's
+channels to the 256 of SAM's decoder. Parameters keep timm's names here; `weights.published_name` translates.
 """
 
-from typing import Any, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
@@ -16,17 +16,31 @@ EMBEDDING_CHANNELS = 256
 STRIDE = 16
 
 
-class TinyVitEncoder(nn.Module):
-    """TinyViT-5M as SAM's image encoder."""
+class TinyVitShape(NamedTuple):
+    """What the sizes of TinyViT, https://arxiv.org/abs/2207.10666, differ in. All have 2, 2, 6 and 2 blocks."""
 
-    def __init__(self) -> None:
+    widths: tuple[int, int, int, int]
+    """Channels of the stages."""
+    heads: tuple[int, int, int, int]
+
+
+# The numbers of timm's tiny_vit_5m_224, tiny_vit_11m_224 and tiny_vit_21m_224.
+TINY_VIT_5M: Final = TinyVitShape((64, 128, 160, 320), (2, 4, 5, 10))
+TINY_VIT_11M: Final = TinyVitShape((64, 128, 256, 448), (2, 4, 8, 14))
+TINY_VIT_21M: Final = TinyVitShape((96, 192, 384, 576), (3, 6, 12, 18))
+
+
+class TinyVitEncoder(nn.Module):
+    """A TinyViT as SAM's image encoder; MobileSAM's has 5M."""
+
+    def __init__(self, shape: TinyVitShape = TINY_VIT_5M) -> None:
         super().__init__()
-        # The class, not timm.create_model: importing the original mobile_sam package replaces the model of
-        # this name in timm's registry.
+        # The class, not timm.create_model: importing the original mobile_sam package replaces the models of
+        # these names in timm's registry.
         body = TinyVit(
-            embed_dims=(64, 128, 160, 320),
+            embed_dims=shape.widths,
             depths=(2, 2, 6, 2),
-            num_heads=(2, 4, 5, 10),
+            num_heads=shape.heads,
             window_sizes=(7, 7, 14, 7),
             drop_path_rate=0.0,
             num_classes=0,

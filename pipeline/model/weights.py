@@ -21,7 +21,7 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import CheckpointError
-from pipeline.model.sam import Architecture, SamModel
+from pipeline.model.sam import TINY_VITS, Architecture, SamModel
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -53,13 +53,23 @@ PUBLISHED: Final[dict[str, Published]] = {
     ),
 }
 
-# MobileSAM's published file still carries TinyViT's classifier, which nothing in SAM uses.
-UNUSED: Final = {
-    "image_encoder.norm_head.weight": (320,),
-    "image_encoder.norm_head.bias": (320,),
-    "image_encoder.head.weight": (1000, 320),
-    "image_encoder.head.bias": (1000,),
-}
+
+def unused_tensors(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shapes of TinyViT's classifier, which nothing in SAM uses and MobileSAM's published file still carries."""
+    if architecture not in TINY_VITS:
+        return {}
+    width = TINY_VITS[architecture].widths[-1]
+    return {
+        "image_encoder.norm_head.weight": (width,),
+        "image_encoder.norm_head.bias": (width,),
+        "image_encoder.head.weight": (1000, width),
+        "image_encoder.head.bias": (1000,),
+    }
+
+
+UNUSED: Final = unused_tensors("mobile_sam")
+DEMO: Final = Path(__file__).parent / "demo.safetensors"
+"""Weights that come with this package; docs/model-card.md says what they are."""
 _METADATA_KEY: Final = "everymask"
 # What the readers of the two formats are seen to raise on damaged or random bytes.
 _DAMAGE: Final = (
@@ -91,7 +101,7 @@ class Checkpoint:
 
 
 def read_checkpoint(address: str) -> Checkpoint:
-    """Read the published weights of a model by its name, or a checkpoint file by its URI.
+    """Read the weights of a model by its name, or a checkpoint file by its URI.
 
     Raises:
         CheckpointError: not to be had, of the wrong hash, or no checkpoint.
@@ -99,6 +109,8 @@ def read_checkpoint(address: str) -> Checkpoint:
     """
     if address in PUBLISHED:
         address = str(fetch_published(address))
+    elif address == "demo":
+        address = str(DEMO)
     data = storage.read_bytes(storage.canonical_uri(address))
     tensors, metadata = parse_checkpoint(data, storage.redact(address))
     return Checkpoint(tensors, hashlib.sha256(data).hexdigest(), metadata)
@@ -162,7 +174,11 @@ def architecture_of(tensors: Tensors) -> Architecture:
         CheckpointError: no architecture that is known here.
     """
     if "image_encoder.patch_embed.seq.0.c.weight" in tensors:
-        return "mobile_sam"
+        neck = tensors.get("image_encoder.neck.0.weight", torch.empty(0))
+        of_width: dict[tuple[int, ...], Architecture] = {
+            (shape.widths[-1],): name for name, shape in TINY_VITS.items()
+        }
+        return of_width.get(tuple(neck.shape[1:2]), "mobile_sam")  # what is wrong with it, `load_tensors` says
     positions = tensors.get("image_encoder.pos_embed")
     widths: dict[int, Architecture] = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
     if positions is None or positions.shape[-1] not in widths:
@@ -180,7 +196,7 @@ def published_name(architecture: Architecture, name: str) -> str:
     timm merges patches at a stage's start, MobileSAM at a stage's end; stem and convolutions are named
     differently.
     """
-    if architecture != "mobile_sam" or not name.startswith("image_encoder."):
+    if architecture not in TINY_VITS or not name.startswith("image_encoder."):
         return name
     name = name.replace("patch_embed.conv1.", "patch_embed.seq.0.").replace(
         "patch_embed.conv2.", "patch_embed.seq.2."
@@ -199,10 +215,11 @@ def load_tensors(model: SamModel, tensors: Tensors, address: str) -> None:
         CheckpointError: names the tensors that are missing, unexpected, misshapen or not finite.
     """
     wanted = published_tensors(model)
+    unused = unused_tensors(model.architecture)
     faults = {
         "missing": sorted(wanted.keys() - tensors.keys()),
         "unexpected": sorted(
-            name for name in tensors.keys() - wanted.keys() if UNUSED.get(name) != tuple(tensors[name].shape)
+            name for name in tensors.keys() - wanted.keys() if unused.get(name) != tuple(tensors[name].shape)
         ),
         "of another shape": [
             f"{name} {list(tensors[name].shape)} instead of {list(wanted[name].shape)}"
@@ -228,22 +245,23 @@ def published_tensors(model: SamModel) -> dict[str, torch.Tensor]:
     return {published_name(model.architecture, name): value for name, value in model.state_dict().items()}
 
 
-def checkpoint_bytes(model: SamModel, metadata: Mapping[str, Any]) -> bytes:
+def checkpoint_bytes(model: SamModel, metadata: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> bytes:
     """A model as safetensors under the published names, TinyViT's unused classifier as zeros.
 
-    The file loads here, and strictly in the original packages. `metadata` must be JSON.
+    The file loads here, and strictly in the original packages. `metadata` must be JSON. Floating point numbers are
+    stored as `dtype`.
     """
     tensors = {name: tensor.cpu().contiguous() for name, tensor in published_tensors(model).items()}
-    if model.architecture == "mobile_sam":
-        tensors |= {name: torch.zeros(shape) for name, shape in UNUSED.items()}
+    tensors |= {name: torch.zeros(shape) for name, shape in unused_tensors(model.architecture).items()}
+    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     return safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(metadata)})
 
 
-def seeded_model(seed: int, image_size: int) -> SamModel:
-    """An untrained MobileSAM with the same random weights for the same seed."""
+def seeded_model(seed: int, image_size: int, architecture: Architecture = "mobile_sam") -> SamModel:
+    """An untrained model with the same random weights for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SamModel("mobile_sam", image_size, "fp32")
+        return SamModel(architecture, image_size, "fp32")
 
 
 def _some(names: list[str]) -> str:

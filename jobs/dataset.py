@@ -1,0 +1,106 @@
+"""A run from its beginning to its summary: what the commands that make masks and embeddings share."""
+
+import logging
+import time
+
+from pipeline import engine
+from pipeline import run as runs
+from pipeline.amg.selfcheck import checked_model
+from pipeline.config import RunConfig
+from pipeline.contents import weights_of
+from pipeline.errors import IncompleteRun, TooManyFailures
+from pipeline.run import Run
+from pipeline.shard import ShardSummary
+from pipeline.storage import canonical_uri, redact
+from schemas.summary import State, Summary
+
+_log = logging.getLogger("everymask")
+
+
+def begin(config: RunConfig) -> Run:
+    """Begin the run of these settings, or take up the one that the output holds.
+
+    Raises:
+        PreflightError, SettingsError: an address, the weights or the settings; nothing was started.
+    """
+    config = _with_canonical_addresses(config)
+    runs.check_addresses(config)
+    # Loaded once here, so that no worker is started for weights that do not load.
+    model = checked_model(config.model.model_copy(update={"device": "cpu"}))
+    return runs.open_run(config, weights_of(model))
+
+
+def finish(run: Run) -> None:
+    """Make the shards that are missing, on Ray, and reconcile.
+
+    Raises:
+        IncompleteRun: shards are still missing.
+        TooManyFailures: as `max_failure_rate` says.
+    """
+    to_do = runs.shards_to_do(run)
+    _log.info(
+        "%d images in %d shards, %d to do; writing to %s",
+        run.images,
+        run.shards,
+        len(to_do),
+        redact(run.config.output),
+    )
+    summary = _make_and_reconcile(run, to_do)
+    if summary["missing_shards"]:
+        raise IncompleteRun(
+            f"{summary['not_done']} of {run.images} images are in shards that have no file. The log says why they "
+            "failed; the same command makes them."
+        )
+
+
+def _with_canonical_addresses(config: RunConfig) -> RunConfig:
+    """Paths must mean the same in workers, which run in other folders."""
+    model = config.model
+    if model.checkpoint is not None:
+        model = model.model_copy(update={"checkpoint": canonical_uri(model.checkpoint)})
+    return config.model_copy(
+        update={"images": canonical_uri(config.images), "output": canonical_uri(config.output), "model": model}
+    )
+
+
+def _make_and_reconcile(run: Run, to_do: list[int]) -> Summary:
+    """Make the shards; however that ends, write what is there to summary.json."""
+    made: dict[int, ShardSummary] = {}
+    state: State = "incomplete"
+    start = time.monotonic()
+    try:
+        if to_do:
+            with engine.connected():
+                _make(run, to_do, made)
+        state = "complete"
+    except TooManyFailures:
+        state = "too_many_failures"
+        raise
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    finally:
+        summary = runs.write_summary(run, state, made, time.monotonic() - start)
+        _log.info("%s", _in_words(run, summary))
+    return summary
+
+
+def _make(run: Run, to_do: list[int], made: dict[int, ShardSummary]) -> None:
+    start = time.monotonic()
+    try:
+        for shard in engine.make_shards(run, to_do):
+            made[shard.shard] = shard
+    except KeyboardInterrupt:
+        # Whoever stops us may not wait for the workers to end: Ray kills a stopped job after three seconds.
+        runs.write_summary(run, "interrupted", made, time.monotonic() - start)
+        raise
+
+
+def _in_words(run: Run, summary: Summary) -> str:
+    reasons = ", ".join(f"{count} {status}" for status, count in summary["failures"].items())
+    masks = f"{summary['masks']} masks, " if run.config.kind == "masks" else ""
+    return (
+        f"{summary['state']}: {summary['images']} images = {summary['ok']} ok + {summary['empty']} empty + "
+        f"{summary['failed']} failed{f' ({reasons})' if reasons else ''} + {summary['not_done']} not done; "
+        f"{masks}{summary['images_per_second']} images/s"
+    )

@@ -1,0 +1,104 @@
+"""What the rows of a run's shards hold of an image: its masks, or the teacher's embedding of it.
+
+Everything else of a shard is the same for both: `pipeline.shard`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipeline.amg import MaskGenerator
+from pipeline.config import Kind, LoadedWeights, MasksConfig, RunConfig
+from pipeline.errors import ImageError
+from pipeline.model import SamModel
+from schemas.embeddings import embeddings_schema
+from schemas.masks import MASKS_SCHEMA, Status
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """One of the two kinds."""
+
+    schema: pa.Schema
+    rows_per_group: int
+    encoding: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `pyarrow.parquet.ParquetWriter`."""
+    of_image: Callable[[NDArray[np.uint8]], Row]
+    """The columns of one RGB image, H x W x 3; with `status` where that is not OK. Raises `ImageError`."""
+    of_failure: Row
+    """The same columns of an image that failed."""
+
+
+def schema_of(kind: Kind, image_size: int) -> pa.Schema:
+    """The schema of a kind's shards, made with a model of this image size."""
+    return MASKS_SCHEMA if kind == "masks" else embeddings_schema(image_size)
+
+
+def weights_of(model: SamModel) -> LoadedWeights:
+    """What decides a run's rows and only the loaded model knows."""
+    return LoadedWeights(model.weights_sha256, model.image_size, model.architecture, model.thresholds)
+
+
+def content_of(config: RunConfig, model: SamModel) -> Content:
+    """What the run of these settings makes, with a model that is loaded and checked."""
+    if isinstance(config, MasksConfig):
+        return masks_content(MaskGenerator(model, **config.amg.model_dump()))
+    return embeddings_content(model)
+
+
+def masks_content(generator: MaskGenerator) -> Content:
+    """All masks of an image."""
+
+    def of_image(rgb_HW3: NDArray[np.uint8]) -> Row:
+        masks = generator.generate(rgb_HW3)
+        return {"masks": masks, "status": Status.OK if masks else Status.EMPTY}
+
+    return Content(schema=MASKS_SCHEMA, rows_per_group=64, of_image=of_image, of_failure={"masks": []})
+
+
+def embeddings_content(teacher: SamModel) -> Content:
+    """The embedding of an image, rounded to float16.
+
+    Noise compresses little, but the byte with sign and exponent does once it stands apart: zstd of split bytes
+    leaves three quarters, at the cost of a copy. Checksums, because damaged numbers are numbers too.
+    """
+
+    def of_image(rgb_HW3: NDArray[np.uint8]) -> Row:
+        try:
+            encoded = teacher.encode(rgb_HW3)
+        except torch.OutOfMemoryError as error:
+            raise ImageError(Status.OUT_OF_MEMORY, f"no memory on {teacher.device}: {error}") from error
+        embedding_CGG = encoded.features_1CHW[0].half().cpu().numpy()
+        if not np.isfinite(embedding_CGG).all():
+            raise ImageError(Status.UNSUPPORTED, "the teacher's embedding of it is not finite in float16")
+        height, width = encoded.input_size
+        return {"input_height": height, "input_width": width, "embedding": embedding_CGG.reshape(-1)}
+
+    return Content(
+        schema=embeddings_schema(teacher.image_size),
+        rows_per_group=4,
+        encoding={
+            "use_dictionary": False,
+            "write_statistics": ["image_id"],
+            "column_encoding": {"embedding.list.element": "BYTE_STREAM_SPLIT"},
+            "write_page_checksum": True,
+        },
+        of_image=of_image,
+        of_failure={"input_height": None, "input_width": None, "embedding": None},
+    )
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """A part of a shard as rows; embeddings are float16 arrays 256 x S/16 x S/16, which share its memory."""
+    if "embedding" not in table.schema.names:
+        return table.to_pylist()
+    embeddings = [cell.to_numpy() if cell.is_valid else None for cell in table["embedding"]]
+    rows = table.drop_columns("embedding").to_pylist()
+    return [row | {"embedding": embedding} for row, embedding in zip(rows, embeddings, strict=True)]

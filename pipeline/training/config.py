@@ -1,0 +1,97 @@
+"""Settings of a training: frozen, validated where they are made."""
+
+from typing import Annotated, Literal, Self
+
+from cyclopts import Parameter
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Student = Literal["tiny_vit_5m", "tiny_vit_11m", "tiny_vit_21m"]
+
+
+class DescentConfig(BaseModel):
+    """How weights are changed, however long for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """At its peak."""
+    final_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of it that is left at the end of the cosine."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 250
+    """Steps in which the learning rate rises to its peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW's; biases and norms have none."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the gradient; 0 leaves it."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Of the average of the weights, which is what is exported; 0 exports the weights themselves."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 for bfloat16 arithmetic under autocast; the weights stay float32."""
+
+
+class OptimizerConfig(DescentConfig):
+    """How weights are changed."""
+
+    steps: Annotated[int | None, Field(ge=1)] = None
+    """Updates of the weights in all."""
+    minutes: Annotated[float | None, Field(gt=0)] = None
+    """Or time to train for, in all; the schedule follows it."""
+
+    @model_validator(mode="after")
+    def _one_way_to_end(self) -> Self:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give steps or minutes, not both")
+        return self
+
+
+class DistillConfig(BaseModel):
+    """One training of `jobs.distill`.
+
+    What https://arxiv.org/abs/2306.14289 says is the default: TinyViT 5M (section 4.1), 8 epochs (4.1) of batches
+    of 8 on one GPU (4.2, the best of its ablation). It is silent about the optimiser and its numbers, about the
+    first weights, and about padding; its authors left the question open in issue 88 of their repository. Those are
+    this project's defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    store: str
+    """The teacher's embeddings: what `jobs.embed_images` was given as --output."""
+    output: str
+    """Address of the .safetensors file to write; its checkpoint stands beside it, with `.training` added."""
+    student: Student = "tiny_vit_5m"
+    """The image encoder to train."""
+    imagenet: bool = False
+    """Begin from timm's weights for ImageNet-22k, fetched from Hugging Face, instead of random ones."""
+    decoder: str | None = None
+    """The teacher's weights, whose prompt encoder and mask decoder the student gets: a model's name or the URI of
+    its file; by default where the store says that they were."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Pictures a step, over all workers together."""
+    epochs: Annotated[float, Field(gt=0)] = 8.0
+    """How often each picture is seen."""
+    steps: Annotated[int | None, Field(ge=1)] = None
+    """Updates of the weights, instead of epochs."""
+    with_padding: bool = False
+    """Let the places of an embedding count in which there is only padding."""
+    shards_mixed: Annotated[int, Field(ge=1)] = 4
+    """Shards of the store whose pictures are shuffled together; two such groups are held in memory."""
+    seed: int = 0
+    """Of the first weights and of the pictures' order."""
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first that is there."""
+    num_workers: Annotated[int | None, Field(ge=1)] = None
+    """Processes to train in, by Ray Train, each with a device of its own; by default this one, without Ray."""
+    read_ahead: Annotated[int, Field(ge=1, le=256)] = 16
+    """Pictures that a worker reads and decodes ahead."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Between two checkpoints."""
+    overwrite: bool = False
+    """Start anew where a checkpoint stands."""
+    descent: Annotated[DescentConfig, Parameter(name="*")] = DescentConfig()
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.batch_size % (self.num_workers or 1):
+            raise ValueError(f"a batch of {self.batch_size} cannot be divided by {self.num_workers} workers")
+        return self

@@ -1,0 +1,71 @@
+"""The decoder for many prompts of one image answers as segment-anything's."""
+
+import pytest
+import torch
+from seeded import lively_state_dict, model_with
+
+from pipeline.model.decoder import FastDecoder
+from pipeline.model.sam import SamModel
+
+Answers = tuple[torch.Tensor, torch.Tensor]
+
+
+def prompts(model: SamModel, count: int, points: int) -> torch.Tensor:
+    coordinates = torch.rand(count, points, 2) * model.image_size
+    sparse: torch.Tensor = model.prompt_encoder(
+        points=(coordinates, torch.randint(0, 2, (count, points))), boxes=None, masks=None
+    )[0]
+    return sparse
+
+
+def reference(model: SamModel, features: torch.Tensor, sparse: torch.Tensor) -> Answers:
+    dense = model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(len(sparse), *features.shape[1:])
+    masks, iou = model.mask_decoder.predict_masks(features, model.prompt_encoder.get_dense_pe(), sparse, dense)
+    return masks, iou
+
+
+def fast(
+    model: SamModel, features: torch.Tensor, sparse: torch.Tensor, at_once: int, dtype: torch.dtype
+) -> Answers:
+    decoder = model.mask_decoder
+    runner = FastDecoder(decoder, dtype)
+    positions = model.prompt_encoder.get_dense_pe()
+    output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
+    image = runner.image(features, model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1), positions)
+    hidden, image_tokens = runner.run(image, positions[0].flatten(1).T, tokens, at_once)
+    weights = torch.stack(
+        [head(hidden[:, 1 + i]) for i, head in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+    )
+    masks = runner.upscaled(image_tokens, weights, model.image_size // 16)
+    return masks, decoder.iou_prediction_head(hidden[:, 0])
+
+
+@pytest.mark.parametrize("image_size", [64, 256])
+@pytest.mark.parametrize("points", [1, 3])
+@pytest.mark.parametrize("at_once", [1, 4, 100])
+@torch.inference_mode()
+def test_float32_answers_are_the_references(image_size: int, points: int, at_once: int) -> None:
+    torch.manual_seed(0)
+    model = model_with(lively_state_dict(), image_size)
+    grid = image_size // 16
+    features = torch.randn(1, 256, grid, grid) * 0.5
+    sparse = prompts(model, 9, points)
+    masks, iou = fast(model, features, sparse, at_once, torch.float32)
+    expected, expected_iou = reference(model, features, sparse)
+    assert masks.shape == expected.shape
+    assert (masks - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (iou - expected_iou).abs().max() <= 1e-5 * expected_iou.abs().max()
+
+
+@torch.inference_mode()
+def test_bfloat16_answers_are_near() -> None:
+    torch.manual_seed(0)
+    model = model_with(lively_state_dict(), 256)
+    features = torch.randn(1, 256, 16, 16) * 0.5
+    sparse = prompts(model, 9, 1)
+    masks, iou = fast(model, features, sparse, 4, torch.bfloat16)
+    expected, expected_iou = reference(model, features, sparse)
+    assert masks.dtype == iou.dtype == torch.float32
+    assert 1e-4 < (masks - expected).abs().mean() / expected.abs().mean() < 0.1
+    assert (iou - expected_iou).abs().max() < 0.05

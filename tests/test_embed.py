@@ -1,0 +1,62 @@
+"""`jobs.embed_images` as a user runs it: on a local Ray, taken up again, refused."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from running import jpeg, run, write_jpegs
+
+from pipeline.training.store import open_store, read_shard
+
+
+def flags(folder: Path, output: Path, checkpoint: Path) -> list[str | Path]:
+    return ["--images", folder, "--output", output, "--checkpoint", checkpoint]
+
+
+def test_embed_verify_resume_and_refuse(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = write_jpegs(tmp_path / "in", 4)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "notes.txt").write_text("not an image")
+    output = tmp_path / "out"
+    given = flags(folder, output, tiny_checkpoint)
+    first = run("jobs.embed_images", *given, "--images-per-shard", "2")
+    assert first.returncode == 0, first.stderr
+    assert "5 images x 0.007812 MiB = 3.815e-05 GiB of embeddings" in first.stderr
+    assert "complete: 5 images = 4 ok + 0 empty + 1 failed (1 truncated) + 0 not done; " in first.stderr
+    assert "masks" not in first.stderr
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["ok"], summary["failed"], summary["skipped"]) == (4, 1, {".txt": 1})
+    assert run("jobs.verify_masks", "--output", output).returncode == 0
+
+    shard = output / "embeddings" / "part-00001.parquet"
+    before = pq.read_table(output / "embeddings")
+    shard.unlink()
+    checked = run("jobs.verify_masks", "--output", output)
+    assert (checked.returncode, checked.stdout) == (1, "embeddings/part-00001.parquet: missing\n")
+    again = run("jobs.embed_images", *given, "--images-per-shard", "2")
+    assert again.returncode == 0, again.stderr
+    assert "5 images in 3 shards, 1 to do" in again.stderr
+    assert pq.read_table(output / "embeddings").equals(before)
+
+    other = run("jobs.embed_images", *given, "--images-per-shard", "3")
+    assert other.returncode == 2
+    assert "images_per_shard" in other.stderr
+
+    store = open_store(str(output), expect={"image_size": 64})
+    assert [stored.uri[-8:] for shard in range(3) for stored in read_shard(store, shard)] == [
+        f"{index:04d}.jpg" for index in range(4)
+    ]
+
+
+def test_a_store_that_is_too_large_is_refused_before_any_worker(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = write_jpegs(tmp_path / "in", 2)
+    (folder / "0002.jpg").write_bytes(jpeg(2))
+    refused = run(
+        "jobs.embed_images", *flags(folder, tmp_path / "out", tiny_checkpoint), "--max-bytes", f"{3 * 8192 - 1}"
+    )
+    assert refused.returncode == 2, refused.stderr
+    assert re.search(r"3 images x .* \(24576 bytes\), and --max-bytes allows .* \(24575 bytes\)", refused.stderr)
+    assert "ray" not in refused.stderr.lower()
+    assert not (tmp_path / "out" / "embeddings").exists()
+    assert not (tmp_path / "out" / "summary.json").exists()
