@@ -44,10 +44,17 @@ def tune_thresholds(
     """
     pictures = bsds_pictures(bsds, split, limit)
     model = checked_model(ModelConfig(checkpoint=checkpoint))
-    thresholds, f1 = choose_thresholds(model, pictures, amg)
-    model.thresholds = THRESHOLDS | thresholds
+    choice = choose_thresholds(model, pictures, amg)
+    model.thresholds = THRESHOLDS | choice.thresholds
     storage.write_atomic(output, self_checking_checkpoint(model.cpu(), getattr(torch, dtype)))
-    _log.info("wrote %s with %s: F1 %.3f on %d photographs", output, thresholds, f1, len(pictures))
+    _log.info(
+        "wrote %s with %s: precision %.3f, recall %.3f on %d photographs",
+        storage.redact(output),
+        choice.thresholds,
+        choice.precision,
+        choice.recall,
+        len(pictures),
+    )
     return 0
 
 

@@ -12,7 +12,7 @@ from running import KEEP_ALL, run, write_jpegs
 
 from jobs.evaluate_model import evaluate_model
 from jobs.seeded_checkpoint import seeded_checkpoint
-from pipeline.config import ModelConfig
+from pipeline.config import AmgConfig, ModelConfig
 from pipeline.errors import NoImages, SettingsError, StorageError, TrainingDataError
 from pipeline.evaluation.config import EvaluationConfig
 
@@ -92,6 +92,7 @@ def test_markdown_and_a_teacher_of_another_size(bsds: Path, tmp_path: Path) -> N
         teacher_checkpoint=teacher,
         prompts_per_side=2,
         output=output,
+        amg=AmgConfig(points_per_side=2),
         model=ModelConfig(checkpoint=model, device="cpu"),
     )
     assert evaluate_model(config=config) == 0

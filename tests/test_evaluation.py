@@ -194,30 +194,20 @@ def test_batches_keep_the_memory_budget() -> None:
     assert list(prompting.batches(0, (8, 8), config)) == []
 
 
-def test_one_point_is_decoded_as_the_model_does() -> None:
-    rgb, model = PHOTOGRAPHS["portrait"](), model_with(lively_state_dict(), 128)
-    embedding = model.encode(rgb)
-    points = grid(3) * [rgb.shape[1], rgb.shape[0]]
-    iou, logits = prompting.decode(model, embedding, points[:, None])
-    predictions = model.predict(embedding, points)
-    everything = model.upscale(predictions, torch.ones(9, 3, dtype=torch.bool))
-    torch.testing.assert_close(iou, predictions.iou_N3, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits.flatten(0, 1), everything, atol=1e-3, rtol=1e-4)
-
-
-def test_two_points_are_decoded_as_the_reference_does() -> None:
+@pytest.mark.parametrize("points_a_prompt", [1, 2, 3])
+def test_prompts_are_answered_as_by_the_reference(points_a_prompt: int) -> None:
     rgb, weights = PHOTOGRAPHS["portrait"](), lively_state_dict()
     predictor = SamPredictor(reference_with(weights, 128))
     predictor.set_image(rgb)
-    points = (grid(4) * [rgb.shape[1], rgb.shape[0]]).reshape(8, 2, 2)
+    points = (grid(6)[:12] * [rgb.shape[1], rgb.shape[0]]).reshape(-1, points_a_prompt, 2)
     masks, iou, _ = predictor.predict_torch(
         torch.from_numpy(predictor.transform.apply_coords(points, rgb.shape[:2])),
-        torch.ones(8, 2, dtype=torch.int),
+        torch.ones(points.shape[:2], dtype=torch.int),
     )
     model = model_with(weights, 128)
     answers = prompting.answer(model, model.encode(rgb), points, AmgConfig())
     np.testing.assert_allclose(answers.predicted_iou_N3, iou.numpy(), atol=1e-4)
-    assert answers.masks_N3HW.shape == (8, 3, *rgb.shape[:2])
+    assert answers.masks_N3HW.shape == (len(points), 3, *rgb.shape[:2])
     assert metrics.mask_iou(answers.masks_N3HW, masks.numpy()).min() > 0.999
 
 

@@ -24,7 +24,6 @@ from seeded import (
     assert_parity,
     grid,
     lively_state_dict,
-    mask_ious,
     model_with,
     reference_with,
 )
@@ -144,7 +143,6 @@ def test_masks_at_the_published_size(name: str, setting: str) -> None:
     arguments = few_prompts(SETTINGS[setting], side=3, side_in_crops=2)
     ours, reference = pair(1024).masks(PHOTOGRAPHS[name](), **arguments)
     assert_parity(ours, reference, stray_pixels=1)
-    assert (mask_ious(ours, reference) >= 0.999).all()
     if (name, setting) != ("gray", "crops, keep-many"):  # whose masks all reach their crops' edges
         assert_lively(reference, setting, prompts=9)
 

@@ -95,8 +95,8 @@ def decode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode prompts of one or more foreground points, as `segment_anything.SamPredictor.predict_torch`.
 
-    With `multimask_output=True`, whatever the number of points. For P = 1 it gives what `SamModel.predict`
-    and `SamModel.upscale` give.
+    With `multimask_output=True`, whatever the number of points. Single points go the model's own, faster way;
+    for several points that has no entrance, and segment-anything's modules are called.
 
     Args:
         model: The model.
@@ -106,6 +106,10 @@ def decode(
     Returns:
         Predicted IoU N x 3, and logits N x 3 x S/4 x S/4.
     """
+    if points_NP2.shape[1] == 1:
+        predictions = model.predict(embedding, points_NP2[:, 0])
+        logits = model.upscale(predictions, torch.ones_like(predictions.iou_N3, dtype=torch.bool))
+        return predictions.iou_N3, logits.reshape(-1, 3, *logits.shape[1:])
     original, resized = embedding.original_size, embedding.input_size
     scale = np.array([resized[1] / original[1], resized[0] / original[0]])
     # As in `SamModel.predict`: Metal has no float64.
