@@ -630,7 +630,7 @@ def test_two_workers_by_ray_train_do_what_one_would(shared: Path, tmp_path: Path
         published = published_name("mobile_sam", name)
         # Adam takes a step of full size where a gradient is next to nothing, and rounding decides its sign.
         differing = (found[published] - encoder[published]).abs() > 2e-5
-        assert differing.float().mean() < 1e-3, name
+        assert differing.sum() <= 3 + 1e-3 * differing.numel(), name
         assert parameter.requires_grad == name.startswith("image_encoder.")
     assert math.isclose(
         state_of(output)["position"]["losses"]["loss"], training.position.losses["loss"], rel_tol=1e-4
