@@ -23,6 +23,7 @@ from jobs.seeded_checkpoint import seeded_checkpoint
 from jobs.verify_masks import verify_masks
 from pipeline import errors
 from pipeline.config import EmbeddingsConfig, MasksConfig
+from pipeline.evaluation.config import EvaluationConfig
 from pipeline.manifest import MANIFEST_SCHEMA
 from pipeline.storage import canonical_uri
 from schemas.embeddings import embeddings_schema
@@ -140,7 +141,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_flag_in_the_readme_is_one() -> None:
-    settings = (*fields(MasksConfig), *fields(EmbeddingsConfig))
+    settings = (*fields(MasksConfig), *fields(EmbeddingsConfig), *fields(EvaluationConfig))
     ours = {flag for flag, _ in settings} | VERIFY_FLAGS | SEEDED_FLAGS | {"--help"}
     assert flags_in(README) - ours == OTHER_FLAGS
     sentences = section("Checking a dataset")
