@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from schemas.masks import OUTCOME_FIELDS
+
 SCHEMA_VERSION: Final = 1
 
 CHANNELS: Final = 256
@@ -31,12 +33,7 @@ def embeddings_schema(image_size: int) -> pa.Schema:
     An embedding is Arrow's canonical tensor: to readers that do not know it, a list of fixed length.
     """
     fields: list[pa.Field[Any]] = [
-        pa.field("image_id", pa.int64(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error", pa.string()),
-        pa.field("height", pa.int32()),  # as displayed, in pixels; null where the image was not decoded
-        pa.field("width", pa.int32()),
+        *OUTCOME_FIELDS,
         pa.field("input_height", pa.int32()),  # after the resize, before padding to image_size x image_size
         pa.field("input_width", pa.int32()),
         pa.field("embedding", pa.fixed_shape_tensor(pa.float16(), embedding_shape(image_size))),  # null if not ok

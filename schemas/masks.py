@@ -58,14 +58,16 @@ MASK: Final = pa.struct(
     ]
 )
 
-_FIELDS: "list[pa.Field[Any]]" = [
+OUTCOME_FIELDS: "Final[tuple[pa.Field[Any], ...]]" = (
     pa.field("image_id", pa.int64(), nullable=False),
     pa.field("uri", pa.string(), nullable=False),
     pa.field("status", pa.string(), nullable=False),
     pa.field("error", pa.string()),
     pa.field("height", pa.int32()),  # as displayed, in pixels; null where the image was not decoded
     pa.field("width", pa.int32()),
-    pa.field("masks", pa.list_(pa.field("element", MASK, nullable=False)), nullable=False),
-]
+)
+"""What every row says of its image, whatever else it holds."""
 
-MASKS_SCHEMA: Final = pa.schema(_FIELDS)
+_MASKS: "pa.Field[Any]" = pa.field("masks", pa.list_(pa.field("element", MASK, nullable=False)), nullable=False)
+
+MASKS_SCHEMA: Final = pa.schema([*OUTCOME_FIELDS, _MASKS])

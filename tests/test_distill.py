@@ -626,12 +626,15 @@ def test_two_workers_by_ray_train_do_what_one_would(shared: Path, tmp_path: Path
     training.run([Pair(pair) for pair in zip(*shares, strict=True)], 1.0)
     found = read_checkpoint(str(output)).tensors
     encoder = published_tensors(made.model)
+    all_differing = []
     for name, parameter in made.model.named_parameters():
         published = published_name("mobile_sam", name)
         # Adam takes a step of full size where a gradient is next to nothing, and rounding decides its sign.
         differing = (found[published] - encoder[published]).abs() > 2e-5
-        assert differing.sum() <= 3 + 1e-3 * differing.numel(), name
+        assert differing.float().mean() < 0.05, name
+        all_differing.append(differing.flatten())
         assert parameter.requires_grad == name.startswith("image_encoder.")
+    assert torch.cat(all_differing).float().mean() < 1e-3
     assert math.isclose(
         state_of(output)["position"]["losses"]["loss"], training.position.losses["loss"], rel_tol=1e-4
     )
