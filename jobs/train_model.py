@@ -106,7 +106,7 @@ def train_model(*, config: Annotated[TrainConfig, _FLAT]) -> int:
     )
     settings = config.model_dump(
         mode="json",
-        exclude={"output", "device", "loaders", "checkpoint_minutes", "overwrite", "bsds", "masks", "checkpoint"},
+        exclude={"output", "device", "loaders", "checkpoint_minutes", "overwrite"},
     )
     checkpoints = Checkpoints(f"{config.output}.training", config.checkpoint_minutes, settings)
     if not config.overwrite and checkpoints.resume(training):

@@ -350,6 +350,8 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 # The command
 
+ONE = {"a": (np.zeros((40, 60, 3), np.uint8), [np.ones((40, 60), np.uint16)])}
+
 
 def flags(output: Path, count: int) -> list[str]:
     return [
@@ -379,6 +381,9 @@ def test_killed_and_started_again_it_makes_the_same_weights(tmp_path: Path) -> N
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not killed.exists()
+    other = run("jobs.train_model", *flags(killed, 12), f"--bsds={write_bsds(tmp_path / 'bsds', ONE, 'train')}")
+    assert other.returncode == 3
+    assert "bsds (None there" in other.stderr
     finished = run("jobs.train_model", *flags(killed, 12))
     assert finished.returncode == 0
     assert "going on: step" in finished.stderr
