@@ -69,6 +69,10 @@ class TrainConfig(BaseModel):
     """Of the batches that are prompted with boxes."""
     corrective_clicks: Annotated[int, Field(ge=0)] = 0
     """Rounds of one more click where the mask is wrong."""
+    grouping: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the auxiliary objective that asks features which pixels belong together; 0 leaves it out."""
+    grouping_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps at the beginning in which that is the only objective."""
     seed: int = 0
     """Of the weights and of all that is drawn."""
     device: str = "auto"
@@ -100,7 +104,7 @@ def train_model(*, config: Annotated[TrainConfig, _FLAT]) -> int:
     stages = [Stage.parse(text) for text in config.stages]
     model = _model(config, stages[0].image_size).to(memory_format=torch.channels_last).to(device)
     training = Training(
-        Coupled(model, box_share=config.box_share, corrective_clicks=config.corrective_clicks),
+        _objective(config, model),
         model,
         config.optimizer,
     )
@@ -119,6 +123,17 @@ def train_model(*, config: Annotated[TrainConfig, _FLAT]) -> int:
     storage.write_atomic(config.output, export(training, stages[-1].image_size))
     _log.info("wrote %s after %s", storage.redact(config.output), training.in_words())
     return 0
+
+
+def _objective(config: TrainConfig, model: SamModel) -> Coupled:
+    torch.manual_seed(config.seed)
+    return Coupled(
+        model,
+        box_share=config.box_share,
+        corrective_clicks=config.corrective_clicks,
+        grouping=config.grouping,
+        grouping_alone=config.grouping_steps,
+    ).to(model.device)
 
 
 def _model(config: TrainConfig, image_size: int) -> SamModel:

@@ -15,6 +15,7 @@ from running import command, make_dataset, run, write_jpegs
 from seeded import reference_sam
 from segment_anything.modeling import MaskDecoder
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig
 from pipeline.errors import Diverged, TrainingDataError
@@ -32,6 +33,7 @@ from pipeline.training.coupled import (
     normalised,
 )
 from pipeline.training.examples import Batch, Batches, Example, augmented, bsds_source, mixed, scene_source
+from pipeline.training.grouping import Grouping
 from pipeline.training.loop import Checkpoints, Training, schedule
 from pipeline.training.masks import masks_source
 
@@ -253,6 +255,7 @@ def test_corrective_clicks_are_where_the_mask_is_wrong() -> None:
 
 
 def training(config: OptimizerConfig, **arguments: float) -> Training:
+    torch.manual_seed(3)
     model = seeded_model(3, 64)
     return Training(Coupled(model, **arguments), model, config)  # type: ignore[arg-type]
 
@@ -278,21 +281,116 @@ def test_training_learns_one_batch() -> None:
 def test_every_part_of_the_model_is_trained() -> None:
     begun = training(steps(4), box_share=0.5, corrective_clicks=1)
     before = {name: value.clone() for name, value in begun.model.named_parameters()}
-    begun.run(batches(), 1)
+    reached: set[str] = set()
+
+    def note(step: Training) -> None:
+        reached.update(name for name, value in step.model.named_parameters() if value.grad is not None)
+
+    begun.run(batches(), 1, note)
+    assert reached == before.keys()
     same = {name for name, value in begun.model.named_parameters() if torch.equal(value, before[name])}
-    print(same)
-    assert not same
+    # Of the three masks of a click only the best is corrected, in so few steps perhaps always the same one.
+    heads = {name.split(".")[2] for name in same}
+    assert all(name.startswith("mask_decoder.output_hypernetworks_mlps.") for name in same)
+    assert heads < {"1", "2", "3"}
 
 
-def test_a_resumed_training_is_the_undisturbed_one(tmp_path: Path) -> None:
-    whole = training(steps(6))
+ALONE = {"grouping": 0.5, "grouping_alone": 2}
+
+
+def test_grouping_comes_first_alone_and_then_along() -> None:
+    begun = training(steps(4), **ALONE)
+    before = {name: value.clone() for name, value in begun.objective.named_parameters()}
+    seen: list[set[str]] = []
+    changed: list[set[str]] = []
+
+    def note(step: Training) -> None:
+        seen.append(set(step.position.losses))
+        now = dict(step.objective.named_parameters())
+        changed.append({name for name, value in now.items() if not torch.equal(value, before[name])})
+
+    begun.run(batches(), 1, note)
+    alone, together = {"loss", "grouping", "grouping_miou"}, {"focal", "dice", "iou", "miou"}
+    assert seen == [alone, alone, alone | together, alone | together]
+    parts = ("model.image_encoder.", "model.mask_decoder.output_upscaling.", "grouping.head.")
+    assert all(name.startswith(parts) for name in changed[1])
+    assert all(any(name.startswith(part) for name in changed[1]) for part in parts)
+    assert any(name.startswith("model.mask_decoder.transformer.") for name in changed[2])
+    assert begun.average.keys() == begun.model.state_dict().keys()  # the head stays out of what is exported
+
+
+def test_grouping_weighs_what_it_says() -> None:
+    batch = Batches(scene_source(64, 0), **FEW)[0]
+    model = seeded_model(3, 64)
+    with torch.no_grad():
+        alone = Coupled(model)(batch, 0)
+        together = Coupled(model, grouping=0.5)(batch, 0)
+    torch.testing.assert_close(together["loss"], alone["loss"] + 0.5 * together["grouping"])
+
+
+def test_features_that_tell_segments_apart_are_grouped() -> None:
+    """A head learns to read features that are the segments' own; of noise it learns less."""
+    left = torch.zeros(1, 2, 8, 8, dtype=torch.uint8)
+    left[:, 0, :, :4] = 255
+    left[:, 1, :, 4:] = 255
+    nothing = torch.zeros(1, 1)
+    batch = Batch(("halves",), nothing, left, nothing.long(), nothing, nothing)
+    told = F.pad(left.float() / 64, (0, 0, 0, 0, 0, 30))
+    noise = torch.randn(told.shape, generator=torch.Generator().manual_seed(0))
+    results = {}
+    for name, features in {"told": told, "noise": noise}.items():
+        torch.manual_seed(0)
+        grouping = Grouping(anchors=32)
+        optimizer = torch.optim.Adam(grouping.parameters(), 3e-3)
+        for number in range(150):
+            optimizer.zero_grad()
+            # Noise is new each time, so that it cannot be learnt by heart.
+            losses = grouping(features if name == "told" else noise.roll((number,) * 3, (1, 2, 3)), batch, number)
+            losses["grouping"].backward()
+            optimizer.step()
+        results[name] = losses
+    assert results["told"]["grouping_miou"] > 0.99
+    assert results["told"]["grouping"] < 0.1
+    assert results["noise"]["grouping_miou"] < 0.95
+    assert results["noise"]["grouping"] > 0.3
+
+
+def test_pixels_of_no_mask_are_not_asked_about() -> None:
+    nothing = torch.zeros(1, 1)
+    batch = Batch(("none",), nothing, torch.zeros(1, 2, 8, 8, dtype=torch.uint8), nothing.long(), nothing, nothing)
+    losses = Grouping()(torch.randn(1, 32, 8, 8), batch, 0)
+    assert losses["grouping"] == 0
+
+
+def test_muon_takes_the_matrices_of_linear_layers() -> None:
+    begun = training(steps(3, optimizer="muon"), **ALONE)
+    muon, adamw = begun.optimizers
+    taken = [{id(p) for group in one.param_groups for p in group["params"]} for one in (muon, adamw)]
+    names = {id(p): name for name, p in begun.objective.named_parameters()}
+    assert not taken[0] & taken[1]
+    assert taken[0] | taken[1] == names.keys()
+    assert {"model.image_encoder.stages.1.blocks.0.attn.qkv.weight", "grouping.head.0.weight"} <= {
+        names[i] for i in taken[0]
+    }
+    assert not any("attention_biases" in names[i] or "embed" in names[i] for i in taken[0])
+    before = {name: p.clone() for name, p in begun.objective.named_parameters() if id(p) in taken[0]}
+    begun.run(batches(), 1)
+    still = {
+        name for name, p in begun.objective.named_parameters() if name in before and torch.equal(p, before[name])
+    }
+    assert not {name for name in still if "hypernetworks" not in name}
+
+
+@pytest.mark.parametrize("changed", [{}, {"optimizer": "muon"}])
+def test_a_resumed_training_is_the_undisturbed_one(tmp_path: Path, changed: dict[str, str]) -> None:
+    whole = training(steps(6, **changed), **ALONE)
     losses: list[float] = []
     whole.run(batches(), 1, lambda t: losses.append(t.position.losses["loss"]))
     uri = str(tmp_path / "x.training")
-    first = training(steps(6))
+    first = training(steps(6, **changed), **ALONE)
     first.run(batches(), 0.5)
     Checkpoints(uri, 1, {"seed": 1}).write(first)
-    second = training(steps(6))
+    second = training(steps(6, **changed), **ALONE)
     checkpoints = Checkpoints(uri, 1, {"seed": 1})
     assert checkpoints.resume(second)
     assert second.position == first.position
@@ -362,6 +460,9 @@ def flags(output: Path, count: int) -> list[str]:
         f"--steps={count}",
         "--prompts=2",
         "--precision=fp32",
+        "--optimizer=muon",
+        "--grouping=1",
+        "--grouping-steps=3",
         "--loaders=0",
         "--device=cpu",
     ]

@@ -13,6 +13,9 @@ class DescentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for all weights; muon for the matrices of linear layers, scaled so that it takes AdamW's learning
+    rates (https://arxiv.org/abs/2502.16982), and AdamW for the others."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """At its peak."""
     final_rate: Annotated[float, Field(ge=0, le=1)] = 0.01

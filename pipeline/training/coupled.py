@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.model.sam import PIXEL_MEAN, PIXEL_STD, SamModel
 from pipeline.training.examples import Batch
+from pipeline.training.grouping import Grouping
 
 Losses = dict[str, torch.Tensor]
 PromptKind = Literal["point", "box"]
@@ -21,21 +22,44 @@ PromptKind = Literal["point", "box"]
 class Coupled(nn.Module):
     """The objective: a batch in, losses out. `loss` among them is what is minimised."""
 
-    def __init__(self, model: SamModel, *, box_share: float = 0.0, corrective_clicks: int = 0) -> None:
+    def __init__(
+        self,
+        model: SamModel,
+        *,
+        box_share: float = 0.0,
+        corrective_clicks: int = 0,
+        grouping: float = 0.0,
+        grouping_alone: int = 0,
+    ) -> None:
         """Take the model to train.
 
         Args:
             model: Is changed.
             box_share: Of the batches that are prompted with boxes instead of clicks.
             corrective_clicks: Rounds in which each prompt gets one more click where its mask was wrong.
+            grouping: Weight of the auxiliary objective `Grouping`; 0 leaves it out.
+            grouping_alone: Number of the batch before which that is the only objective.
         """
         super().__init__()
         self.model = model
         self._box_share, self._corrective_clicks = box_share, corrective_clicks
+        self._grouping_weight, self._grouping_alone = grouping, grouping_alone
+        self.grouping = Grouping() if grouping else None
 
     def forward(self, batch: Batch, number: int) -> Losses:
         """Losses of a batch; its number decides between clicks and boxes."""
         features = self.model.image_encoder(normalised(batch.pixels_B3SS))
+        if self.grouping is None:
+            return self._prompted(features, batch, number)
+        upscaled = self.model.mask_decoder.output_upscaling(features)
+        grouped = self.grouping(upscaled, batch, number)
+        if number < self._grouping_alone:
+            return {"loss": grouped["grouping"], **_detached(grouped)}
+        losses = self._prompted(features, batch, number)
+        losses["loss"] = losses["loss"] + self._grouping_weight * grouped["grouping"]
+        return losses | _detached(grouped)
+
+    def _prompted(self, features: torch.Tensor, batch: Batch, number: int) -> Losses:
         period = round(1 / self._box_share) if self._box_share else 0
         kind: PromptKind = "box" if period and number % period == period - 1 else "point"
         prompts = Prompts.first(batch, kind)
@@ -48,6 +72,10 @@ class Coupled(nn.Module):
             losses = {name: losses[name] + again[name] for name in losses}
         rounds = 1 + self._corrective_clicks
         return {name: value / rounds for name, value in losses.items()}
+
+
+def _detached(losses: Losses) -> Losses:
+    return {name: value.detach() for name, value in losses.items()}
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def _with_prompts(example: Example, count: int, rng: Random) -> tuple[NDArray[np
     """The arrays of one row of a `Batch`. Large masks are asked for more often, but not by their area."""
     masks = example.masks_NHW
     areas = masks.sum(axis=(1, 2))
-    shares = areas**0.5 / (areas**0.5).sum()
+    shares = areas**0.25 / (areas**0.25).sum()
     targets = rng.choice(len(masks), count, p=shares)
     points, boxes = np.empty((count, 2), np.float32), np.empty((count, 4), np.float32)
     for i, mask in enumerate(masks[targets]):

@@ -56,19 +56,15 @@ class Training:
         """Begin.
 
         Args:
-            objective: Called with a batch and its number, returns losses; `loss` is minimised.
-            model: What is trained, inside the objective, on its device.
+            objective: Called with a batch and its number, returns losses; `loss` is minimised. All its
+                parameters that require gradients are trained.
+            model: What is wanted of it in the end, inside the objective, on its device.
             config: How.
         """
         self.objective, self.model, self.config = objective, model, config
         self.average = copy.deepcopy(model.state_dict())
         self.position = Position()
-        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-        )
+        self.optimizers = _optimizers(objective, config)
 
     @property
     def device(self) -> torch.device:
@@ -121,13 +117,14 @@ class Training:
         """One update of the weights; its losses."""
         config = self.config
         rate = config.learning_rate * schedule(self.position.step, self.progress, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             losses: Losses = self.objective(batch, self.position.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), config.clip or math.inf)
         values = self._over_workers(losses)
         if not math.isfinite(values["loss"]) or not math.isfinite(float(norm)):
             raise Diverged(
@@ -135,7 +132,8 @@ class Training:
                 f"The batch holds {', '.join(_of_all_workers(batch.names))}. The last checkpoint is from before; "
                 "lower --learning-rate, or look at these pictures."
             )
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return values
 
     def _over_workers(self, losses: Losses) -> dict[str, float]:
@@ -149,7 +147,7 @@ class Training:
     def _account(self, losses: Mapping[str, float], seconds: float) -> None:
         position = self.position
         for name, value in losses.items():
-            kept = _BETA_OF_SHOWN_LOSSES if position.step else 0.0
+            kept = _BETA_OF_SHOWN_LOSSES if name in position.losses else 0.0
             position.losses[name] = kept * position.losses.get(name, 0.0) + (1 - kept) * value
         position.step += 1
         position.seconds += seconds
@@ -167,9 +165,9 @@ class Training:
         torch.save(
             {
                 "settings": dict(settings),
-                "model": self.model.state_dict(),
+                "objective": self.objective.state_dict(),
                 "average": self.average,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "position": vars(self.position),
             },
             buffer,
@@ -193,9 +191,10 @@ class Training:
                 f"The checkpoint is of another training: {', '.join(differing)}. Choose another output, or pass "
                 "--overwrite to start anew."
             )
-        self.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
         self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.position = Position(**state["position"])
 
 
@@ -234,6 +233,31 @@ def _of_all_workers(names: tuple[str, ...]) -> list[str]:
     gathered: list[tuple[str, ...]] = [()] * distributed.get_world_size()
     distributed.all_gather_object(gathered, names)
     return [name for names in gathered for name in names]
+
+
+def _optimizers(objective: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or Muon for the matrices of linear layers and AdamW for the others."""
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.optimizer == "muon":
+        linear = {id(module.weight) for module in objective.modules() if isinstance(module, nn.Linear)}
+        matrices = [parameter for parameter in trained if id(parameter) in linear]
+        trained = [parameter for parameter in trained if id(parameter) not in linear]
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    decayed = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [*optimizers, torch.optim.AdamW(groups, lr=config.learning_rate)]
 
 
 def schedule(step: int, progress: float, config: OptimizerConfig) -> float:
