@@ -2,32 +2,40 @@
 
 import logging
 import time
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from pipeline import engine
 from pipeline import run as runs
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
 from pipeline.contents import weights_of
-from pipeline.errors import IncompleteRun, TooManyFailures
+from pipeline.errors import IncompleteRun, StorageError, TooManyFailures
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
 from pipeline.storage import canonical_uri, redact
 from schemas.summary import State, Summary
 
+_NAMED: Final = 10  # damaged shards in a message
 _log = logging.getLogger("everymask")
 
 
-def begin(config: RunConfig) -> Run:
-    """Begin the run of these settings, or take up the one that the output holds.
+def begin(config: RunConfig, check: Callable[[Run], None] = lambda _: None) -> Run:
+    """Begin the run of these settings, or take up the one that the output holds. The device is looked for first.
+
+    Args:
+        config: The settings.
+        check: What it raises of the run prevents it, before anything is written or deleted.
 
     Raises:
         PreflightError, SettingsError: an address, the weights or the settings; nothing was started.
     """
     config = _with_canonical_addresses(config)
+    engine.check_device(config)
     runs.check_addresses(config)
     # Loaded once here, so that no worker is started for weights that do not load.
     model = checked_model(config.model.model_copy(update={"device": "cpu"}))
-    return runs.open_run(config, weights_of(model))
+    return runs.open_run(config, weights_of(model), check)
 
 
 def finish(run: Run) -> None:
@@ -46,10 +54,20 @@ def finish(run: Run) -> None:
         redact(run.config.output),
     )
     summary = _make_and_reconcile(run, to_do)
+    if summary["state"] != "complete":
+        raise IncompleteRun(" ".join(_what_is_left(run, summary)))
+
+
+def _what_is_left(run: Run, summary: Summary) -> Iterator[str]:
+    yield f"{summary['not_done']} of {run.images} images are not done."
     if summary["missing_shards"]:
-        raise IncompleteRun(
-            f"{summary['not_done']} of {run.images} images are in shards that have no file. The log says why they "
-            "failed; the same command makes them."
+        yield "Shards have no file: the log says why they failed; the same command makes them."
+    if damaged := summary["damaged_shards"]:
+        names = ", ".join(map(str, damaged[:_NAMED])) + (", ..." if damaged[_NAMED:] else "")
+        output = redact(run.config.output)
+        yield (
+            f"The files of these shards are damaged: {names}. `python -m jobs.verify_masks --output {output} "
+            "--remove-damaged` deletes them, and then the same command makes them."
         )
 
 
@@ -66,22 +84,17 @@ def _with_canonical_addresses(config: RunConfig) -> RunConfig:
 def _make_and_reconcile(run: Run, to_do: list[int]) -> Summary:
     """Make the shards; however that ends, write what is there to summary.json."""
     made: dict[int, ShardSummary] = {}
-    state: State = "incomplete"
     start = time.monotonic()
     try:
         if to_do:
             with engine.connected():
                 _make(run, to_do, made)
-        state = "complete"
-    except TooManyFailures:
-        state = "too_many_failures"
+    except BaseException as error:
+        if summary := _summary_after(error, run, made, time.monotonic() - start):
+            _log.info("%s", _in_words(run, summary))
         raise
-    except KeyboardInterrupt:
-        state = "interrupted"
-        raise
-    finally:
-        summary = runs.write_summary(run, state, made, time.monotonic() - start)
-        _log.info("%s", _in_words(run, summary))
+    summary = runs.write_summary(run, "complete", made, time.monotonic() - start)
+    _log.info("%s", _in_words(run, summary))
     return summary
 
 
@@ -90,10 +103,25 @@ def _make(run: Run, to_do: list[int], made: dict[int, ShardSummary]) -> None:
     try:
         for shard in engine.make_shards(run, to_do):
             made[shard.shard] = shard
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # Whoever stops us may not wait for the workers to end: Ray kills a stopped job after three seconds.
-        runs.write_summary(run, "interrupted", made, time.monotonic() - start)
+        _summary_after(error, run, made, time.monotonic() - start)
         raise
+
+
+def _summary_after(
+    error: BaseException, run: Run, made: dict[int, ShardSummary], seconds: float
+) -> Summary | None:
+    """Write summary.json where a run ends by an error, which what fails now must not hide."""
+    states: dict[type[BaseException], State] = {
+        TooManyFailures: "too_many_failures",
+        KeyboardInterrupt: "interrupted",
+    }
+    try:
+        return runs.write_summary(run, states.get(type(error), "incomplete"), made, seconds)
+    except StorageError as failure:
+        _log.error("summary.json is not written: %s", failure)
+        return None
 
 
 def _in_words(run: Run, summary: Summary) -> str:

@@ -4,10 +4,12 @@ import logging
 import os
 from typing import Annotated
 
+import torch
 from cyclopts import Parameter
 
 from jobs.command import run_command
 from pipeline import storage
+from pipeline.errors import SettingsError
 from pipeline.model import pick_device
 from pipeline.training.config import DistillConfig
 from pipeline.training.distill import plan, train
@@ -29,6 +31,11 @@ def distill(*, config: Annotated[DistillConfig, Parameter(name="*")]) -> int:
     on_cluster = config.num_workers is not None and "RAY_ADDRESS" in os.environ
     if not on_cluster:
         device = pick_device(config.device)
+        if device.type == "cuda" and (config.num_workers or 1) > (gpus := torch.cuda.device_count()):
+            raise SettingsError(
+                f"{config.num_workers} workers need as many GPUs, and there are {gpus} here; use a smaller "
+                "--num-workers, or a cluster's RAY_ADDRESS."
+            )
     made = plan(config)
     _log.info(
         "%d images in %d shards; %d steps of %d; writing to %s",

@@ -26,21 +26,19 @@ def embed_images(*, config: Annotated[EmbeddingsConfig, Parameter(name="*")]) ->
     address, credentials or weights, before anything was started; 4 too many images failed; 130 interrupted.
     Finished shards are kept in every case, and the same command goes on.
     """
-    run = dataset.begin(config)
-    _check_size(run, config.max_bytes)
-    dataset.finish(run)
+    dataset.finish(dataset.begin(config, lambda run: _check_size(run, config.max_bytes)))
     return 0
 
 
 def _check_size(run: Run, max_bytes: int) -> None:
-    """Say what the store will take, and refuse it where that is too much. The listing is kept."""
+    """Say what the store will take, and refuse it where that is too much."""
     each = embedding_bytes(run.determinants["image_size"])
     needed = run.images * each
     cost = f"{run.images} images x {each / _MIB:.4g} MiB = {needed / _GIB:.4g} GiB of embeddings"
     if needed > max_bytes:
         raise SettingsError(
             f"{cost} ({needed} bytes), and --max-bytes allows {max_bytes / _GIB:.4g} GiB ({max_bytes} bytes). "
-            "Nothing was embedded; the same command with a higher --max-bytes goes on."
+            "Nothing was embedded; a higher --max-bytes allows it."
         )
     _log.info("%s, before compression", cost)
 

@@ -28,7 +28,7 @@ from pipeline.evaluation.pictures import (
     scene_pictures,
 )
 from pipeline.evaluation.report import Table, as_json, as_markdown, masks_table, teacher_tables
-from pipeline.model import SamModel
+from pipeline.model import SamModel, pick_device
 from pipeline.model.weights import seeded_model
 
 _FORMATS: Final = {".md": as_markdown, ".json": as_json}
@@ -42,8 +42,8 @@ def evaluate_model(*, config: Annotated[EvaluationConfig, Parameter(name="*")] =
     On BSDS500 and on synthetic scenes: one click a segment, and the recall of all masks. With a teacher, on all
     pictures: how alike the masks of the same prompts and the embeddings are.
 
-    Exit codes: 0 measured; 2 settings; 3 an address, pictures or weights, before anything was computed; 130
-    interrupted.
+    Exit codes: 0 measured; 2 settings or device, before anything is read; 3 an address, pictures or weights; 130
+    interrupted. What is missing is found before anything is computed, a damaged picture when its turn comes.
     """
     _check(config)
     sets = _picture_sets(config)
@@ -71,6 +71,7 @@ def evaluate_model(*, config: Annotated[EvaluationConfig, Parameter(name="*")] =
 
 
 def _check(config: EvaluationConfig) -> None:
+    pick_device(config.model.device)
     if config.output is not None and Path(config.output).suffix not in _FORMATS:
         raise SettingsError(f"--output {config.output}: must end in .md or .json.")
     if config.teacher_model is None and config.teacher_image_size is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from cyclopts import Parameter
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
 import pipeline
 from schemas import embeddings, manifest, masks
@@ -33,6 +33,13 @@ _NOT_A_FLAG: Final = Parameter(parse=False, show=False)
 def _as_tuples(grids: Any) -> Any:
     """Accept arrays, as segment-anything does."""
     return grids if grids is None else tuple(tuple(map(tuple, grid)) for grid in grids)
+
+
+def _whole_above_one(gpus: float | None) -> float | None:
+    """Ray shares one GPU, and gives out several whole."""
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise ValueError("above 1 it must be a whole number")
+    return gpus
 
 
 class _Settings(BaseModel):
@@ -87,6 +94,19 @@ class AmgConfig(_Settings):
             raise ValueError(f"{len(self.point_grids)} point_grids, {self.crop_n_layers + 1} crop layers")
         return self
 
+    @model_validator(mode="after")
+    def _points_in_every_layer(self) -> Self:
+        """The reference fails where a layer has no points."""
+        if self.point_grids is not None and not all(self.point_grids):
+            raise ValueError("one of point_grids has no points")
+        smallest = self.crop_n_points_downscale_factor**self.crop_n_layers
+        if self.points_per_side is not None and self.points_per_side < smallest:
+            raise ValueError(
+                f"points_per_side {self.points_per_side} leaves no points in crop layer {self.crop_n_layers}, "
+                f"where it is divided by {smallest}"
+            )
+        return self
+
 
 class ModelConfig(_Settings):
     """Which model, and how it runs."""
@@ -125,7 +145,7 @@ class ClusterConfig(_Settings):
 
     num_workers: Annotated[int | None, Field(ge=1)] = None
     """Workers at most, each with one model; by default as many as the cluster's GPUs or CPUs allow."""
-    gpus_per_worker: Annotated[float | None, Field(ge=0)] = None
+    gpus_per_worker: Annotated[float | None, Field(ge=0), AfterValidator(_whole_above_one)] = None
     """GPUs a worker claims; by default 1 on CUDA, else 0. 0.5 puts two workers on one GPU."""
     cpus_per_worker: Annotated[float | None, Field(gt=0)] = None
     """CPUs a worker claims; by default 1 with a GPU, else up to 4. Also its number of threads."""
@@ -155,7 +175,7 @@ class RunConfig(_Settings):
     images_per_shard: Annotated[int, Field(ge=1)]
     """Images a Parquet file; also what a killed worker loses at most."""
     overwrite: bool = False
-    """Delete what the output holds of another run, and start anew."""
+    """Delete the run that the output holds, the same one too, and start anew."""
     retry_failed: bool = False
     """Do the finished shards again that hold failed images."""
     max_failure_rate: Fraction = 0.5
@@ -212,8 +232,7 @@ class EmbeddingsConfig(RunConfig):
     kind = "embeddings"
 
     images_per_shard: Annotated[int, Field(ge=1)] = 64
-    """Images a Parquet file, which is made in memory: 2 MiB each at image size 1024. Also what a killed
-    worker loses at most."""
+    """Images a Parquet file, 2 MiB each at image size 1024; also what a killed worker loses at most."""
     max_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(2**40)
     """Bytes that all embeddings may take, uncompressed; more are refused before any worker starts. (The limit
     on one image's file is --max-image-bytes here.)"""

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from pipeline.amg import MaskGenerator
@@ -71,10 +70,7 @@ def embeddings_content(teacher: SamModel) -> Content:
     """
 
     def of_image(rgb_HW3: NDArray[np.uint8]) -> Row:
-        try:
-            encoded = teacher.encode(rgb_HW3)
-        except torch.OutOfMemoryError as error:
-            raise ImageError(Status.OUT_OF_MEMORY, f"no memory on {teacher.device}: {error}") from error
+        encoded = teacher.encode(rgb_HW3)
         embedding_CGG = encoded.features_1CHW[0].half().cpu().numpy()
         if not np.isfinite(embedding_CGG).all():
             raise ImageError(Status.UNSUPPORTED, "the teacher's embedding of it is not finite in float16")

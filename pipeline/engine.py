@@ -27,18 +27,22 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
 from pipeline.contents import content_of
 from pipeline.errors import CheckpointError, IncompleteRun, SettingsError, TooManyFailures
+from pipeline.model import pick_device
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.shard import ShardSummary, make_shard
 
 _ATTEMPTS: Final = 6  # a shard that has killed its worker this often is left missing, and the run says so
+_SHARDS_AT_ONCE: Final = 10_000  # of one Ray Dataset: each takes 35 KB of the driver, and 2.5 ms at the start
 _JUDGED_AFTER: Final = 100  # images, before the failure rate means anything
 _REPORT_SECONDS: Final = 1.0
+_NO_GPU: Final = "There is no GPU here; use --device cpu, or a cluster's RAY_ADDRESS."
 _CLOSING_SECONDS: Final = 1.0  # `ray job stop` kills the driver after three
 _log = logging.getLogger("everymask")
 _Batch = dict[str, NDArray[Any]]
@@ -59,6 +63,19 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def check_device(config: RunConfig) -> None:
+    """Fail early where a local Ray would lack the device. What a cluster has, it says when it is asked.
+
+    Raises:
+        SettingsError: the device is not there.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        return
+    if (config.model.device == "cuda" or config.cluster.gpus_per_worker) and not torch.cuda.is_available():
+        raise SettingsError(_NO_GPU)
+    pick_device(config.model.device)
+
+
 def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
     """Make shards on the connected Ray, and show progress.
 
@@ -77,25 +94,13 @@ def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
     config = run.config
     images_to_do = sum(_images_in(shard, run) for shard in shards)
     progress = Progress(run.images, run.images - images_to_do, with_masks=config.kind == "masks")
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    board = _board_here()
     try:
-        finished: queue.SimpleQueue[ShardSummary | Exception | None] = queue.SimpleQueue()
-        dataset = _dataset(run, shards, board)
-        threading.Thread(target=_drain, args=(dataset, finished), daemon=True).start()
         images = masks = failed = 0
-        while True:
-            try:
-                item = finished.get(timeout=_REPORT_SECONDS)
-            except queue.Empty:
-                pass
-            else:
-                if item is None:
-                    return
-                if isinstance(item, Exception):
-                    cause = str(item).strip().splitlines()[-1]
-                    raise IncompleteRun(f"Ray gave the run up: {cause}") from item
-                images, masks, failed = images + item.images, masks + item.masks, failed + item.failed
-                yield item
+        for summary in _results(run, shards, board):
+            if summary is not None:
+                images, masks, failed = images + summary.images, masks + summary.masks, failed + summary.failed
+                yield summary
             in_work = ray.get(board.read.remote())
             counts = (images + in_work[0], masks + in_work[1], failed + in_work[2])
             progress.show(*counts)
@@ -103,6 +108,18 @@ def make_shards(run: Run, shards: list[int]) -> Iterator[ShardSummary]:
     finally:
         progress.close()
         _close(board)
+
+
+def _board_here() -> Any:
+    """A board on the driver's node, which lives as long as the run: other nodes may be taken away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(_Board)
+    return actor.options(scheduling_strategy=here).remote()
+
+
+def _last_line(error: Exception) -> str:
+    """Ray's errors end with the cause."""
+    return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 def _close(board: Any) -> None:
@@ -232,6 +249,25 @@ def _dataset(run: Run, shards: list[int], board: Any) -> ray.data.Dataset:
     )
 
 
+def _results(run: Run, shards: list[int], board: Any) -> Iterator[ShardSummary | None]:
+    """The summaries of shards as they finish; None after each second without one."""
+    finished: queue.SimpleQueue[ShardSummary | Exception | None] = queue.SimpleQueue()
+    for start in range(0, len(shards), _SHARDS_AT_ONCE):
+        dataset = _dataset(run, shards[start : start + _SHARDS_AT_ONCE], board)
+        threading.Thread(target=_drain, args=(dataset, finished), daemon=True).start()
+        while True:
+            try:
+                item = finished.get(timeout=_REPORT_SECONDS)
+            except queue.Empty:
+                yield None
+                continue
+            if item is None:
+                break
+            if isinstance(item, Exception):
+                raise IncompleteRun(f"Ray gave the run up: {_last_line(item)}") from item
+            yield item
+
+
 def _drain(dataset: ray.data.Dataset, finished: "queue.SimpleQueue[ShardSummary | Exception | None]") -> None:
     """In a thread of its own: Ray's results, its failure, or None at the end."""
     try:
@@ -250,9 +286,14 @@ def _resources(config: RunConfig) -> tuple[int, float, float]:
     gpus = cluster.gpus_per_worker if cluster.gpus_per_worker is not None else float(on_gpu)
     if gpus and not there.get("GPU"):
         if "RAY_ADDRESS" not in os.environ:
-            raise SettingsError("There is no GPU here; use --device cpu, or a cluster's RAY_ADDRESS.")
+            raise SettingsError(_NO_GPU)
         _log.warning("The cluster has no GPU yet; waiting for the autoscaler to bring one.")
     cpus = cluster.cpus_per_worker or (1.0 if on_gpu else min(4.0, there.get("CPU", 4.0)))
+    if "RAY_ADDRESS" not in os.environ and (cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0)):
+        raise SettingsError(
+            f"A worker is to have {cpus:g} CPUs and {gpus:g} GPUs, and this machine has {there.get('CPU', 0):g} "
+            f"and {there.get('GPU', 0):g}. Lower --cpus-per-worker or --gpus-per-worker."
+        )
     fitting = there.get("GPU", 0) / gpus if gpus else there.get("CPU", 0) / cpus
     return cluster.num_workers or max(1, int(fitting)), cpus, gpus
 

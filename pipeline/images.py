@@ -94,6 +94,7 @@ _DECODERS: Final = {
     "HEIF": "HEIF" in Image.OPEN,
 }
 """Whether those that Pillow can be without are there."""
+_DECODER_FROM: Final = {"AVIF": "'pillow>=11.3'", "HEIF": "'everymask[heif]'"}
 
 _TRANSPOSE: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -145,7 +146,7 @@ def _kind_of(data: bytes) -> str:
 def _open(data: bytes, kind: str) -> ImageFile.ImageFile:
     """Read the header. Not through `Image.open`, which keeps to itself why a plugin gave up."""
     if not _DECODERS.get(kind, True):
-        message = f"{kind} image, and no decoder for it is installed: pip install 'everymask[heif]'"
+        message = f"{kind} image, and no decoder for it is installed: pip install {_DECODER_FROM[kind]}"
         raise ImageError(Status.UNSUPPORTED, message)
     image = Image.OPEN[kind][0](io.BytesIO(data), "")
     bands = getattr(image, "tag_v2", {}).get(ExifTags.Base.SamplesPerPixel, 1)

@@ -14,7 +14,8 @@ import itertools
 import json
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -61,11 +62,20 @@ def write_manifest(
     *,
     images_per_shard: int,
     rows_in_memory: int = ROWS_IN_MEMORY,
+    before_write: Callable[[ManifestInfo], None] = lambda _: None,
 ) -> ManifestInfo:
     """Sort, number and write the listing to `output_uri`/manifest/, in place of a manifest that is there.
 
-    Each part appears whole or not at all, but not all parts at once: what says that the manifest is complete
-    has to be written after it. A listing without images gives one part without rows.
+    It is made whole on local disk first. Each part appears whole or not at all, but not all parts at once: what
+    says that the manifest is complete has to be written after it. A listing without images gives one part
+    without rows.
+
+    Args:
+        images: The listing, in any order.
+        output_uri: The run's output.
+        images_per_shard: Images a row group.
+        rows_in_memory: Rows of one sorted run.
+        before_write: Called with what will be written, before anything is; what it raises prevents that.
 
     Raises:
         SettingsError: `images_per_shard` is below 1.
@@ -83,17 +93,20 @@ def write_manifest(
             if ref.uri == before:
                 duplicates += 1
             else:
-                digest.update(json.dumps(ref).encode())
+                digest.update(_digested(ref))
                 yield ManifestRow(count, ref)
                 count += 1
                 before = ref.uri
 
     with tempfile.TemporaryDirectory(prefix="everymask-manifest-") as folder:
         refs = _sorted(images, Path(folder), rows_in_memory)
-        _write_parts(numbered(refs), output_uri, images_per_shard)
-    return ManifestInfo(
-        images=count, shards=-(-count // images_per_shard), duplicates=duplicates, digest=digest.hexdigest()
-    )
+        parts = _make_parts(numbered(refs), Path(folder), images_per_shard)
+        info = ManifestInfo(
+            images=count, shards=-(-count // images_per_shard), duplicates=duplicates, digest=digest.hexdigest()
+        )
+        before_write(info)
+        _put_parts(parts, output_uri)
+    return info
 
 
 def read_shard(output_uri: str, shard: int) -> list[ManifestRow]:
@@ -103,35 +116,68 @@ def read_shard(output_uri: str, shard: int) -> list[ManifestRow]:
         StorageError: the manifest is not there, has no such shard, or cannot be read.
     """
     uri = _part_uri(output_uri, shard // SHARDS_PER_PART)
+    with _part(uri) as parquet:
+        if shard < 0 or shard % SHARDS_PER_PART >= parquet.num_row_groups:
+            raise StorageError(f"the manifest {storage.redact(uri)} has no shard {shard}")
+        return _rows(parquet, shard % SHARDS_PER_PART)
+
+
+def digest_of(output_uri: str, shards: int) -> str:
+    """The digest of the manifest that is there, which `ManifestInfo.digest` was when it was written.
+
+    Raises:
+        StorageError: a part of it is not there, or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for part in range(-(-shards // SHARDS_PER_PART)):
+        with _part(_part_uri(output_uri, part)) as parquet:
+            for group in range(parquet.num_row_groups):
+                for row in _rows(parquet, group):
+                    digest.update(_digested(row.ref))
+    return digest.hexdigest()
+
+
+def _digested(ref: ImageRef) -> bytes:
+    return json.dumps(ref).encode()
+
+
+@contextmanager
+def _part(uri: str) -> Iterator[pq.ParquetFile]:
     try:
         with storage.open_input(uri) as file:
-            parquet = pq.ParquetFile(file)
-            if shard < 0 or shard % SHARDS_PER_PART >= parquet.num_row_groups:
-                raise StorageError(f"the manifest {storage.redact(uri)} has no shard {shard}")
-            table = parquet.read_row_group(shard % SHARDS_PER_PART)
+            yield pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"the manifest {storage.redact(uri)} is damaged: {error}") from error
+
+
+def _rows(parquet: pq.ParquetFile, group: int) -> list[ManifestRow]:
+    table = parquet.read_row_group(group)
     columns = [table.column(name).to_pylist() for name in MANIFEST_SCHEMA.names]
     return [ManifestRow(image_id, ImageRef(*ref)) for image_id, *ref in zip(*columns, strict=True)]
 
 
+def _part_name(part: int) -> str:
+    return f"part-{part:05d}.parquet"
+
+
 def _part_uri(output_uri: str, part: int) -> str:
-    return f"{storage.canonical_uri(output_uri)}/manifest/part-{part:05d}.parquet"
+    return f"{storage.canonical_uri(output_uri)}/manifest/{_part_name(part)}"
 
 
-def _write_parts(rows: Iterator[ManifestRow], output_uri: str, images_per_shard: int) -> None:
+def _make_parts(rows: Iterator[ManifestRow], folder: Path, images_per_shard: int) -> list[Path]:
     shards = iter(lambda: list(itertools.islice(rows, images_per_shard)), [])
-    first = next(shards, [])
-    names = set()
-    for part in itertools.count():
-        uri = _part_uri(output_uri, part)
-        storage.write_atomic(
-            uri, _part_bytes(itertools.chain([first], itertools.islice(shards, SHARDS_PER_PART - 1)))
-        )
-        names.add(uri.rpartition("/")[2])
-        if not (first := next(shards, [])):
-            break
-    folder = uri.rpartition("/")[0]
+    paths: list[Path] = []
+    while (first := next(shards, [])) or not paths:
+        paths.append(folder / _part_name(len(paths)))
+        paths[-1].write_bytes(_part_bytes(itertools.chain([first], itertools.islice(shards, SHARDS_PER_PART - 1))))
+    return paths
+
+
+def _put_parts(paths: list[Path], output_uri: str) -> None:
+    for part, path in enumerate(paths):
+        storage.write_atomic(_part_uri(output_uri, part), path.read_bytes())
+    names = {path.name for path in paths}
+    folder = _part_uri(output_uri, 0).rpartition("/")[0]
     for name in storage.list_names(folder):
         if name.startswith("part-") and name not in names:  # of a longer manifest that was here
             storage.delete(f"{folder}/{name}")

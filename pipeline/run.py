@@ -8,7 +8,7 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ import pipeline
 from pipeline import manifest, sources, storage
 from pipeline.config import Kind, LoadedWeights, RunConfig, fingerprint
 from pipeline.errors import NoImages, OutputConflict
+from pipeline.manifest import ManifestInfo
 from pipeline.shard import ShardSummary, read_footer
 from schemas import summary as summary_schema
 from schemas.masks import Status
@@ -27,7 +28,7 @@ from schemas.summary import State, Summary
 
 _PART: Final = re.compile(r"part-(\d{5,})\.parquet")
 _FOOTER_READERS: Final = 32
-_LISTED_MISSING: Final = 1000
+_LISTED_SHARDS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class Run:
 def check_addresses(config: RunConfig) -> None:
     """Fail early: the output lies elsewhere than the input, can be written, and the input can be listed.
 
+    Of a run that is taken up again, the input must still answer, or each image that is left would be a failure.
+
     Raises:
         OutputConflict: the output lies inside the input.
         StorageError: an address cannot be listed or written.
         NoImages: there is no image under the address, and `allow_empty` is not set.
     """
-    if f"{config.output}/".startswith(f"{config.images}/"):
+    if storage.is_inside(config.output, config.images):
         raise OutputConflict(
             f"The output {storage.redact(config.output)} lies inside the input {storage.redact(config.images)}: "
             "its files would be listed as input. Choose an output elsewhere."
@@ -64,57 +67,68 @@ def check_addresses(config: RunConfig) -> None:
     probe = f"{config.output}/.everymask-{uuid.uuid4().hex}"
     storage.write_atomic(probe, b"")
     storage.delete(probe)
-    if storage.exists(f"{config.output}/run.json") or config.allow_empty:
-        return
+    resumed = not config.overwrite and storage.exists(f"{config.output}/run.json")
     skipped: Counter[str] = Counter()
-    if next(sources.find_images(config.images, skipped), None) is None:
-        passed = ", ".join(f"{count} {name}" for name, count in skipped.most_common(5)) or "nothing"
-        raise NoImages(
-            f"There is no image under {storage.redact(config.images)} (found {passed}). Check the address, or "
-            "pass --allow-empty to write an empty dataset."
-        )
+    found = storage.list_files(config.images) if resumed else sources.find_images(config.images, skipped)
+    if next(found, None) is None and not config.allow_empty:
+        raise _no_images(config, skipped)
 
 
-def open_run(config: RunConfig, weights: LoadedWeights) -> Run:
+def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], None] = lambda _: None) -> Run:
     """Begin a run, or take up the one that the output holds.
+
+    Args:
+        config: The settings.
+        weights: The loaded model's.
+        check: Called with the run before anything is written, and before `overwrite` deletes another; what it
+            raises prevents both.
 
     Raises:
         OutputConflict: the output holds another run, or shards of unknown origin; with `overwrite`, only if they
             are of another kind.
+        NoImages: there is no image under the address, and `allow_empty` is not set.
         StorageError: an address cannot be listed, read or written.
     """
     determinants = _redacted(config.determinants(weights))
     own = fingerprint(determinants)
     _refuse_other_kinds(config)
-    if config.overwrite:
-        _delete_run(config.output, config.kind)
-    if not storage.exists(f"{config.output}/run.json"):
-        if shards_done(config.output, config.kind):
+    if config.overwrite or not storage.exists(f"{config.output}/run.json"):
+        if not config.overwrite and shards_done(config.output, config.kind):
             raise OutputConflict(
                 f"{storage.redact(config.output)} holds shards in {config.kind}/ but no run.json. Choose another "
                 "output, or pass --overwrite to delete them."
             )
-        _begin(config, own, determinants)
+        return _begin(config, own, determinants, check)
     document = read_document(config.output)
     if document["fingerprint"] != own:
         raise OutputConflict(_conflict(config.output, document, own, determinants))
     counts = document["manifest"]
-    return Run(
+    run = Run(
         config, own, determinants, counts["images"], counts["shards"], counts["duplicates"], counts["skipped"]
     )
+    check(run)
+    return run
 
 
 def read_document(output: str) -> dict[str, Any]:
     """What `run.json` says.
 
     Raises:
-        OutputConflict: the output holds no run.
+        OutputConflict: the output holds no run, or a damaged `run.json`.
         StorageError: it cannot be read.
     """
     uri = f"{output}/run.json"
     if not storage.exists(uri):
         raise OutputConflict(f"{storage.redact(output)} holds no run: there is no run.json.")
-    document: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    try:
+        document: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        _ = kind_of(document), document["fingerprint"]
+        _ = [document["manifest"][name] for name in ("images", "shards", "duplicates", "skipped", "digest")]
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        raise OutputConflict(
+            f"{storage.redact(uri)} is damaged ({error!r}). Choose another output, or delete that file and pass "
+            "--overwrite to start anew."
+        ) from error
     return document
 
 
@@ -138,7 +152,7 @@ def shards_to_do(run: Run) -> list[int]:
 
 
 def read_summaries(run: Run, shards: Iterable[int]) -> Iterator[ShardSummary]:
-    """The summaries of finished shards, from their footers; none for a damaged file.
+    """The summaries of finished shards, from their footers; none of a damaged file.
 
     Raises:
         StorageError: a file cannot be read.
@@ -161,7 +175,7 @@ def write_summary(run: Run, state: State, made: dict[int, ShardSummary], seconds
 
     Args:
         run: The run.
-        state: How it ended; "complete" becomes "incomplete" where shards have no file.
+        state: How it ended; "complete" becomes "incomplete" where shards have no file, or a damaged one.
         made: The summaries this run's workers returned, by shard, which need not be read again.
         seconds: How long this run took.
     """
@@ -172,11 +186,12 @@ def write_summary(run: Run, state: State, made: dict[int, ShardSummary], seconds
     for shard in summaries:
         statuses.update(shard.statuses)
     ok, empty = statuses.pop(Status.OK, 0), statuses.pop(Status.EMPTY, 0)
-    missing = sorted(set(range(run.shards)) - {shard.shard for shard in summaries})
+    missing = sorted(set(range(run.shards)) - done)
+    damaged = sorted(done - {shard.shard for shard in summaries})
     finished = sum(shard.images for shard in made.values())
     document: Summary = {
         "schema_version": summary_schema.SCHEMA_VERSION,
-        "state": "incomplete" if missing and state == "complete" else state,
+        "state": "incomplete" if (missing or damaged) and state == "complete" else state,
         "fingerprint": run.fingerprint,
         "images": run.images,
         "ok": ok,
@@ -187,7 +202,8 @@ def write_summary(run: Run, state: State, made: dict[int, ShardSummary], seconds
         "masks": sum(shard.masks for shard in summaries),
         "bytes": sum(shard.bytes for shard in summaries),
         "shards": run.shards,
-        "missing_shards": missing[:_LISTED_MISSING],
+        "missing_shards": missing[:_LISTED_SHARDS],
+        "damaged_shards": damaged[:_LISTED_SHARDS],
         "skipped": run.skipped,
         "duplicates": run.duplicates,
         "worker_seconds": round(sum(shard.seconds for shard in summaries), 3),
@@ -198,30 +214,52 @@ def write_summary(run: Run, state: State, made: dict[int, ShardSummary], seconds
     return document
 
 
-def _begin(config: RunConfig, own: str, determinants: dict[str, Any]) -> None:
+def _begin(config: RunConfig, own: str, determinants: dict[str, Any], check: Callable[[Run], None]) -> Run:
     skipped: Counter[str] = Counter()
+
+    def run_of(info: ManifestInfo) -> Run:
+        return Run(
+            config, own, determinants, info.images, info.shards, info.duplicates, dict(skipped.most_common())
+        )
+
+    def before_write(info: ManifestInfo) -> None:
+        if info.images == 0 and not config.allow_empty:
+            raise _no_images(config, skipped)
+        check(run_of(info))
+        if config.overwrite:
+            _delete_run(config.output, config.kind)
+
     info = manifest.write_manifest(
         sources.find_images(config.images, skipped),
         config.output,
         images_per_shard=config.images_per_shard,
+        before_write=before_write,
     )
-    if info.images == 0 and not config.allow_empty:
-        raise NoImages(f"There is no image under {storage.redact(config.images)}.")
+    run = run_of(info)
     document = {
         "everymask": pipeline.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": own,
         "determinants": determinants,
         "manifest": {
-            "images": info.images,
-            "shards": info.shards,
-            "duplicates": info.duplicates,
-            "skipped": dict(skipped.most_common()),
+            "images": run.images,
+            "shards": run.shards,
+            "duplicates": run.duplicates,
+            "skipped": run.skipped,
             "digest": info.digest,
         },
         "settings": _redacted(config.model_dump(mode="json")),
     }
     storage.write_atomic(f"{config.output}/run.json", _json(document))
+    return run
+
+
+def _no_images(config: RunConfig, skipped: Counter[str]) -> NoImages:
+    passed = ", ".join(f"{count} {name}" for name, count in skipped.most_common(5)) or "nothing"
+    return NoImages(
+        f"There is no image under {storage.redact(config.images)} (found {passed}). Check the address, or pass "
+        "--allow-empty to write an empty dataset."
+    )
 
 
 def _refuse_other_kinds(config: RunConfig) -> None:

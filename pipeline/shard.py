@@ -6,6 +6,7 @@ The only place where an image's error becomes a row.
 import io
 import itertools
 import json
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,10 +25,12 @@ from pipeline.contents import Content, Row
 from pipeline.errors import ImageError
 from pipeline.images import decode_image
 from pipeline.manifest import ManifestRow
+from pipeline.model.memory import is_out_of_memory
 from schemas.masks import PROCESSED, Status
 
 FOOTER_KEY: Final = b"everymask"
 _DECODED_AHEAD: Final = 2
+_IN_MEMORY_BYTES: Final = 2**26  # of a shard's file; beyond, it grows in a temporary file
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -103,18 +106,18 @@ def make_shard(
             yield row
 
     rows = counted_rows()
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, content.schema, compression="zstd", **content.encoding) as writer:
-        while group := list(itertools.islice(rows, content.rows_per_group)):
-            writer.write_table(pa.Table.from_pylist(group, schema=content.schema))
-        seconds = round(time.monotonic() - start, 3)
-        summary = ShardSummary(shard, statuses.total(), masks, dict(statuses), 0, seconds)
-        footer = provenance | {"summary": asdict(summary)}
-        writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(footer)})
-    data = buffer.getvalue()
-    before_write()
-    storage.write_atomic(shard_uri(config.output, config.kind, shard), data)
-    return replace(summary, bytes=len(data))
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as file:
+        with pq.ParquetWriter(file, content.schema, compression="zstd", **content.encoding) as writer:
+            while group := list(itertools.islice(rows, content.rows_per_group)):
+                writer.write_table(pa.Table.from_pylist(group, schema=content.schema))
+            seconds = round(time.monotonic() - start, 3)
+            summary = ShardSummary(shard, statuses.total(), masks, dict(statuses), 0, seconds)
+            footer = provenance | {"summary": asdict(summary)}
+            writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(footer)})
+        size = file.tell()
+        before_write()
+        storage.write_atomic(shard_uri(config.output, config.kind, shard), file)
+    return replace(summary, bytes=size)
 
 
 def read_footer(output: str, kind: Kind, shard: int) -> tuple[dict[str, Any], ShardSummary]:
@@ -169,8 +172,16 @@ def _outcome(row: ManifestRow, decoded: Future[NDArray[np.uint8]], content: Cont
         outcome["height"], outcome["width"] = rgb_HW3.shape[:2]
         outcome |= content.of_image(rgb_HW3)
     except ImageError as error:
-        outcome |= {"status": error.status, "error": storage.redact(str(error))} | content.of_failure
+        outcome |= _failure(error.status, str(error), content)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        outcome |= _failure(Status.OUT_OF_MEMORY, f"no memory for this image: {error!r}", content)
     return outcome
+
+
+def _failure(status: Status, error: str, content: Content) -> Row:
+    return {"status": status, "error": storage.redact(error)} | content.of_failure
 
 
 def _ahead(

@@ -48,6 +48,23 @@ def faults_of_shard(output: str, kind: Kind, fingerprint: str, shard: int) -> li
         return [f"{name}: damaged: {error}"]
 
 
+def fault_of_manifest(output: str, shards: int, digest: str) -> str | None:
+    """What is wrong with the manifest as a whole; None where it is the one that the run was begun with.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    found = manifest.digest_of(output, shards)
+    return None if found == digest else f"manifest: its digest is {found}, run.json says {digest}"
+
+
+def strays(output: str, kind: Kind, shards: int) -> list[str]:
+    """Files beside the shards that readers of the folder would take for some, as `masks/part-00042.parquet`."""
+    expected = {shard_uri(output, kind, shard).rpartition("/")[2] for shard in range(shards)}
+    found = set(storage.list_names(f"{output}/{kind}")) - expected
+    return sorted(f"{kind}/{name}" for name in found if name.startswith("part-"))
+
+
 def _rows(parquet: pq.ParquetFile) -> Iterator[Row]:
     """A row group in memory at a time."""
     for group in range(parquet.num_row_groups):

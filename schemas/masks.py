@@ -34,7 +34,7 @@ class Status(StrEnum):
     CHANGED = "changed"
     """The object is not the one that was listed."""
     OUT_OF_MEMORY = "out_of_memory"
-    """The device's memory did not suffice, even for one prompt at a time."""
+    """The device's memory did not suffice, even for one prompt at a time, or the machine's."""
 
 
 PROCESSED: Final = frozenset({Status.OK, Status.EMPTY})

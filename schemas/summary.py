@@ -2,7 +2,7 @@
 
 from typing import Final, Literal, TypedDict
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 State = Literal["complete", "incomplete", "interrupted", "too_many_failures"]
 
@@ -22,7 +22,7 @@ class Summary(TypedDict):
     failed: int
     """With any other status."""
     not_done: int
-    """Of shards that have no file."""
+    """Of shards that have no file, or a damaged one."""
     failures: dict[str, int]
     """Failed images by status."""
     masks: int
@@ -31,7 +31,9 @@ class Summary(TypedDict):
     """Of all shards."""
     shards: int
     missing_shards: list[int]
-    """At most the first 1,000."""
+    """Those without a file, at most the first 1,000."""
+    damaged_shards: list[int]
+    """Those whose file cannot be read, at most the first 1,000."""
     skipped: dict[str, int]
     """Files under the address that were not taken as images, by suffix or name."""
     duplicates: int

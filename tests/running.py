@@ -20,10 +20,10 @@ from pipeline.shard import make_shard
 
 # Untrained weights are confident and stable nowhere: keep everything.
 KEEP_ALL = [
-    "--pred-iou-thresh=-10",
-    "--stability-score-thresh=0",
-    "--box-nms-thresh=1",
-    "--points-per-side=2",
+    *("--pred-iou-thresh", "-10"),
+    *("--stability-score-thresh", "0"),
+    *("--box-nms-thresh", "1"),
+    *("--points-per-side", "2"),
 ]
 TIMEOUT_S = 300
 
@@ -65,9 +65,9 @@ def write_jpegs(folder: Path, count: int) -> Path:
     return folder
 
 
-def make_dataset(config: RunConfig, checkpoint: Path) -> Run:
+def make_dataset(config: RunConfig, checkpoint: Path | str) -> Run:
     """A finished dataset, made without Ray."""
-    model = load_model(str(checkpoint))
+    model = load_model(str(checkpoint), image_size=config.model.image_size)
     made = runs.open_run(config, weights_of(model))
     for shard in range(made.shards):
         make_shard(shard, config, content_of(config, model), made.provenance)

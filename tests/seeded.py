@@ -104,8 +104,12 @@ def reference_with(state_dict: StateDict, image_size: int = PUBLISHED_SIZE) -> S
 
 
 def ReferenceGenerator(sam: Sam, **arguments: Any) -> Any:
-    """The reference's mask generator, with our default form of masks."""
-    return SamAutomaticMaskGenerator(sam, **{"output_mode": "coco_rle", **arguments})
+    """The reference's mask generator, with our default form of masks.
+
+    It decodes few prompts at a time, which on a CPU takes less than half the time of its default, 64, as their
+    image tokens stay in the cache.
+    """
+    return SamAutomaticMaskGenerator(sam, **{"output_mode": "coco_rle", "points_per_batch": 4, **arguments})
 
 
 def model_with(state_dict: StateDict, image_size: int, precision: Any = "fp32") -> SamModel:

@@ -5,6 +5,7 @@ The picture of these tests holds its own coordinates, so that a drawn model know
 
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from seeded import ReferenceGenerator, Rgb, Sam
+from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import (
     batched_mask_to_box,
     calculate_stability_score,
@@ -28,10 +30,8 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from pipeline.amg import MaskGenerator, filters, rle
 from pipeline.amg.candidates import Candidates
 from pipeline.amg.resize import MaskResizer
-from pipeline.errors import ImageError
 from pipeline.model.sam import THRESHOLDS, Embedding, Predictions, SamModel
 from pipeline.model.weights import seeded_model
-from schemas.masks import Status
 
 IMAGE_SIZE: Final = 256
 MASK_SIZE: Final = IMAGE_SIZE // 4
@@ -135,14 +135,15 @@ class DrawnPredictor:
 class WithoutMemory(DrawnModel):
     """A device on which only so many prompts fit."""
 
-    def __init__(self, fitting: int) -> None:
+    def __init__(self, fitting: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
         self.fitting = fitting
+        self.error = error
         self.refused = 0
 
     def predict(self, embedding: Embedding, points_N2: NDArray[np.float64]) -> Predictions:
         if len(points_N2) > self.fitting:
             self.refused += 1
-            raise torch.OutOfMemoryError(f"{len(points_N2)} prompts")
+            raise self.error(f"{len(points_N2)} prompts")
         return super().predict(embedding, points_N2)
 
 
@@ -228,7 +229,7 @@ def test_every_filter_has_something_to_do() -> None:
 
 
 def test_defaults_are_the_references() -> None:
-    generator = ReferenceGenerator(cast(Sam, DrawnPredictor.model))
+    generator = SamAutomaticMaskGenerator(cast(Sam, DrawnPredictor.model))
     config = MaskGenerator(cast(SamModel, DrawnModel())).config.model_dump()
     assert config.pop("output_mode") == "coco_rle"
     assert config.pop("points_per_side") == 32
@@ -260,18 +261,26 @@ def test_memory_budget_bounds_how_many_masks_are_made_at_once() -> None:
     assert sizes(4 * one_mask) == [4] * 7 + [2]
 
 
-@pytest.mark.parametrize("fitting", [1, 5, 24])
-def test_out_of_memory_gives_the_same_masks_in_smaller_chunks(fitting: int) -> None:
+@pytest.mark.parametrize(
+    ("fitting", "error"), [(1, torch.OutOfMemoryError), (5, MemoryError), (24, torch.OutOfMemoryError)]
+)
+def test_out_of_memory_gives_the_same_masks_in_smaller_chunks(fitting: int, error: type[Exception]) -> None:
     rgb = coordinates_as_colours(120, 200)
-    model = WithoutMemory(fitting)
+    model = WithoutMemory(fitting, error)
     assert plain(ours(rgb, model, **ALL)) == plain(ours(rgb, **ALL))
     assert model.refused
 
 
-def test_out_of_memory_for_one_prompt_is_the_images_outcome() -> None:
-    with pytest.raises(ImageError, match="1 prompts") as caught:
+def test_out_of_memory_for_one_prompt_is_said() -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="1 prompts"):
         ours(coordinates_as_colours(50, 50), WithoutMemory(0), **ALL)
-    assert caught.value.status == Status.OUT_OF_MEMORY
+
+
+def test_another_error_is_not_tried_with_fewer_prompts() -> None:
+    model = WithoutMemory(0, RuntimeError)
+    with pytest.raises(RuntimeError, match="prompts"):
+        ours(coordinates_as_colours(50, 50), model, **ALL)
+    assert model.refused == 1
 
 
 SIZES: Final = [(1, 1), (1, 5000), (5000, 1), (2, 3), (37, 1000), (900, 61), (256, 256), (130, 90), (600, 777)]
@@ -414,6 +423,17 @@ def test_masks_of_a_crop_are_encoded_in_the_image() -> None:
         np.testing.assert_array_equal(rle.decode(one), expected)
 
 
+def test_masks_of_a_crop_take_one_mask_of_the_image_at_a_time() -> None:
+    height, width = 3000, 4000
+    crop = torch.ones(64, 100, 100, dtype=torch.bool)
+    tracemalloc.start()
+    encoded = rle.encode_in_image(crop, [500, 500, 600, 600], (height, width))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [rle.area(one) for one in encoded] == [100 * 100] * 64
+    assert peak < 1.5 * height * width
+
+
 @pytest.mark.parametrize(
     "image",
     [
@@ -440,12 +460,26 @@ def test_what_is_no_rgb_image_is_refused(image: Any) -> None:
         {"points_per_side": None, "point_grids": [[[1.5, 0.5]]]},
         {"output_mode": "png"},
         {"points_per_side": 0},
+        {"points_per_side": 3, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2},
+        {"points_per_side": None, "point_grids": [[[0.5, 0.5]], []], "crop_n_layers": 1},
     ],
     ids=str,
 )
 def test_unknown_and_contradictory_arguments_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         MaskGenerator(cast(SamModel, DrawnModel()), **arguments)
+
+
+def test_the_reference_takes_no_layer_without_points_either() -> None:
+    rgb = coordinates_as_colours(50, 60)
+    with pytest.raises(ZeroDivisionError):
+        reference(rgb, points_per_side=3, crop_n_layers=2, crop_n_points_downscale_factor=2)
+    with pytest.raises(KeyError):
+        reference(
+            rgb, points_per_side=None, point_grids=[np.array([[0.5, 0.5]]), np.empty((0, 2))], crop_n_layers=1
+        )
+    one_point = {"points_per_side": 4, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}
+    assert plain(ours(rgb, **one_point)) == plain(reference(rgb, **one_point))
 
 
 def candidates(boxes: list[list[int]], ious: list[float]) -> Candidates:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import signal
 import subprocess
@@ -29,11 +30,11 @@ from torch import nn
 
 from jobs.distill import distill
 from jobs.seeded_checkpoint import seeded_checkpoint
-from pipeline.amg.selfcheck import checked_model
+from pipeline.amg.selfcheck import checked_model, self_checking_checkpoint
 from pipeline.config import EmbeddingsConfig, ModelConfig
 from pipeline.errors import CheckpointError, Diverged, SettingsError, StorageError, TrainingDataError
 from pipeline.model import load_model
-from pipeline.model.sam import TINY_VITS, Architecture, SamModel, resized
+from pipeline.model.sam import THRESHOLDS, TINY_VITS, Architecture, SamModel, resized
 from pipeline.model.weights import (
     architecture_of,
     checkpoint_bytes,
@@ -153,7 +154,7 @@ def test_a_checkpoint_of_another_student_is_refused_by_name() -> None:
         load_tensors(seeded_model(0, SIZE), large, "large.safetensors")
 
 
-def test_the_decoder_is_the_teachers(teacher: Path) -> None:
+def test_the_decoder_is_the_teachers(teacher: Path, tmp_path: Path) -> None:
     original = read_checkpoint(str(teacher))
     made = student("tiny_vit_11m", SIZE, 3, str(teacher), original.sha256, imagenet=False)
     untrained = seeded_model(3, SIZE, "tiny_vit_11m").state_dict()
@@ -162,6 +163,13 @@ def test_the_decoder_is_the_teachers(teacher: Path) -> None:
         assert torch.equal(value, expected[name]), name
     with pytest.raises(CheckpointError, match=f"not the teacher that made the store.*{'0' * 64}"):
         student("tiny_vit_5m", SIZE, 3, str(teacher), "0" * 64, imagenet=False)
+    assert made.thresholds == THRESHOLDS
+    tuned = load_model(str(teacher), "cpu")
+    tuned.thresholds = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.75}
+    path = tmp_path / "tuned.safetensors"
+    path.write_bytes(self_checking_checkpoint(tuned))
+    sha256 = read_checkpoint(str(path)).sha256
+    assert student("tiny_vit_5m", SIZE, 3, str(path), sha256, imagenet=False).thresholds == tuned.thresholds
     part = {name: value for name, value in original.tensors.items() if name != "mask_decoder.iou_token.weight"}
     with pytest.raises(CheckpointError, match=r"cut does not fit mobile_sam: 1 missing: mask_decoder\.iou_token"):
         load_decoder(seeded_model(0, SIZE), part, "cut")
@@ -563,15 +571,18 @@ def test_a_loss_that_is_no_number_ends_it(shared: Path, tmp_path: Path) -> None:
         distill(config=config)
     assert error.value.exit_code == 5
     assert state_of(tmp_path / "out")["position"]["step"] == 1
-    assert all(value.isfinite().all() for value in state_of(tmp_path / "out")["model"].values())
+    assert all(value.isfinite().all() for value in state_of(tmp_path / "out")["objective"].values())
     assert not (tmp_path / "out").exists()
 
 
 def test_settings_are_checked_before_anything_is_read(tmp_path: Path) -> None:
-    assert not torch.cuda.is_available()
-    for workers in (None, 2):
+    gpus = torch.cuda.device_count()
+    too_many = {"num_workers": gpus + 1, "batch_size": gpus + 1, "device": "cuda"}
+    with pytest.raises(SettingsError, match=f"there are {gpus} here" if gpus else "no cuda device"):
+        distill(config=config_for(tmp_path / "nowhere", tmp_path / "out", **too_many))
+    if not gpus:
         with pytest.raises(SettingsError, match="no cuda device"):
-            distill(config=config_for(tmp_path / "nowhere", tmp_path / "out", device="cuda", num_workers=workers))
+            distill(config=config_for(tmp_path / "nowhere", tmp_path / "out", device="cuda"))
     with pytest.raises(TrainingDataError, match=r"no run\.json"):
         distill(config=config_for(tmp_path / "nowhere", tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
@@ -638,3 +649,74 @@ def test_two_workers_by_ray_train_do_what_one_would(shared: Path, tmp_path: Path
     assert math.isclose(
         state_of(output)["position"]["losses"]["loss"], training.position.losses["loss"], rel_tol=1e-4
     )
+
+
+def ray_flags(store: Path, output: Path, steps: int) -> list[str | Path]:
+    flags: list[str | Path] = ["--store", store, "--output", output, "--device", "cpu", "--precision", "fp32"]
+    return [
+        *flags,
+        "--batch-size",
+        "4",
+        "--steps",
+        str(steps),
+        "--num-workers",
+        "2",
+        "--checkpoint-minutes",
+        "1e-9",
+    ]
+
+
+def train_workers(driver: int) -> list[int]:
+    """Process ids of the workers of a command's Ray Train."""
+    children: dict[int, list[int]] = {}
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int(path.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
+            children.setdefault(parent, []).append(int(path.name))
+            if path.joinpath("cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                found.append(int(path.name))
+    below, waiting = set(), [driver]
+    while waiting:
+        below.update(more := children.get(waiting.pop(), []))
+        waiting += more
+    return [worker for worker in found if worker in below]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
+def test_after_a_worker_is_lost_all_go_on_from_the_last_checkpoint(shared: Path, tmp_path: Path) -> None:
+    output, log = tmp_path / "ray.safetensors", tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(command("jobs.distill", *ray_flags(shared, output, 8)), stderr=stream)
+    deadline = time.monotonic() + 2.5 * TIMEOUT_S
+    while not Path(f"{output}.training").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = train_workers(process.pid)
+    assert len(workers) == 2, log.read_text()
+    os.kill(max(workers), signal.SIGKILL)
+    assert process.wait(2.5 * TIMEOUT_S) == 0, log.read_text()
+    text = log.read_text()
+    assert "workers failed, starting them anew" in text
+    begun = re.search(r"going on: step (\d+),", text)
+    assert begun
+    assert 1 <= int(begun[1]) < 8
+    assert state_of(output)["position"]["step"] == 8
+    assert load_model(str(output), "cpu").image_size == SIZE
+
+
+def test_what_a_worker_raises_is_the_commands_exit_code(shared: Path, tmp_path: Path) -> None:
+    output = tmp_path / "ray.safetensors"
+    hopeless = ["--learning-rate", "1e30", "--warmup-steps", "0", "--clip", "0"]
+    done = subprocess.run(
+        command("jobs.distill", *ray_flags(shared, output, 4), *hopeless),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=2.5 * TIMEOUT_S,
+    )
+    assert done.returncode == 5, done.stderr
+    [message] = [line for line in done.stderr.splitlines() if line.split(" ", 2)[-1].startswith("Diverged: ")]
+    assert len(re.findall(r"image \d+", message)) == 4  # of both workers
+    assert "starting them anew" not in done.stderr
+    assert not output.exists()
+    assert state_of(output)["position"]["step"] == 1

@@ -1,12 +1,16 @@
 """`jobs.embed_images` as a user runs it: on a local Ray, taken up again, refused."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from running import jpeg, run, write_jpegs
 
+from pipeline.model.weights import DEMO, read_checkpoint
 from pipeline.training.store import open_store, read_shard
 
 
@@ -60,3 +64,29 @@ def test_a_store_that_is_too_large_is_refused_before_any_worker(tmp_path: Path, 
     assert "ray" not in refused.stderr.lower()
     assert not (tmp_path / "out" / "embeddings").exists()
     assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_the_weights_that_come_along_can_be_the_teacher(tmp_path: Path) -> None:
+    folder = write_jpegs(tmp_path / "in", 2)
+    output = tmp_path / "out"
+    done = run("jobs.embed_images", "--images", folder, "--output", output, "--model", "demo")
+    assert done.returncode == 0, done.stderr
+    size = read_checkpoint("demo").metadata["image_size"]
+    sha256 = hashlib.sha256(DEMO.read_bytes()).hexdigest()
+    store = open_store(str(output), expect={"image_size": size, "weights_sha256": sha256})
+    stored = list(read_shard(store, 0))
+    assert len(stored) == 2
+    for one in stored:
+        assert one.embedding_CGG.shape == (256, size // 16, size // 16)
+        assert one.embedding_CGG.astype(np.float32).std() > 0.1
+
+
+@pytest.mark.parametrize("job", ["jobs.embed_images", "jobs.generate_masks"])
+def test_a_device_that_is_not_there_ends_it_before_anything_is_read_or_written(
+    job: str, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    given = flags(tmp_path / "nowhere", tmp_path / "out", tiny_checkpoint)
+    refused = run(job, *given, "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert refused.returncode == 2, refused.stderr
+    assert "There is no GPU here" in refused.stderr
+    assert not list(tmp_path.iterdir())

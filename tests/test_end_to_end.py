@@ -1,6 +1,7 @@
 """The main job as a user runs it: on local disk, on S3, killed, interrupted, submitted to a Ray head."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -13,13 +14,42 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs
+import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 from running import KEEP_ALL, TIMEOUT_S, command, jpeg, rows, run, write_jpegs
 from s3server import S3Server
+from seeded import PHOTOGRAPHS, ReferenceGenerator, assert_parity, lively_state_dict, reference_with
 
+import pipeline
+
+DETERMINANTS: dict[str, Any] = {
+    "images_per_shard": 3,
+    "precision": "fp32",
+    "image_size": 64,
+    "reading": {"max_pixels": 200_000_000, "max_bytes": 2**29},
+    "code": pipeline.__version__,
+    "schema": {"manifest": 1, "masks": 1},
+    "amg": {
+        "points_per_side": 2,
+        "pred_iou_thresh": -10,
+        "stability_score_thresh": 0,
+        "stability_score_offset": 1,
+        "box_nms_thresh": 1,
+        "crop_n_layers": 0,
+        "crop_nms_thresh": 0.7,
+        "crop_overlap_ratio": 512 / 1500,
+        "crop_n_points_downscale_factor": 1,
+        "point_grids": None,
+        "min_mask_region_area": 0,
+        "output_mode": "coco_rle",
+    },
+}
+"""What the footer of a shard says of the first run below, but for its images and its weights."""
 BAD: dict[str, tuple[bytes, str]] = {
     "bad/empty.jpg": (b"", "empty_file"),
     "bad/cut.jpg": (jpeg(7)[:1000], "truncated"),
@@ -55,14 +85,24 @@ def wait_for_shards(output: Path, count: int, process: subprocess.Popen[Any]) ->
         time.sleep(0.05)
 
 
-def processes_with(text: str) -> list[str]:
-    """Lines `pid ppid args`."""
-    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], check=True, capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if text in line]
+class Process(NamedTuple):
+    """A running process, as /proc shows it."""
+
+    pid: int
+    parent: int
+    command: str
 
 
-def parent_of(line: str) -> int:
-    return int(line.split()[1])
+def processes_with(text: str) -> list[Process]:
+    """Those with this text in their command lines."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended since
+            words = (folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+            parent = re.search(r"^PPid:\s*(\d+)$", (folder / "status").read_text(), re.MULTILINE)
+            if parent and text in words:
+                found.append(Process(int(folder.name), int(parent[1]), words))
+    return found
 
 
 def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -72,8 +112,21 @@ def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> N
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "notes.txt").write_text("not an image")
     output = tmp_path / "out"
-    first = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3"))
+    first = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3", "--max-bytes", "512MiB"))
     assert first.returncode == 0, first.stderr
+    document = json.loads((output / "run.json").read_text())
+    for path in (output / "masks").iterdir():
+        footer = json.loads(pq.read_metadata(path).metadata[b"everymask"])
+        assert footer["fingerprint"] == document["fingerprint"]
+        assert (
+            footer["determinants"]
+            == document["determinants"]
+            == DETERMINANTS
+            | {
+                "images": f"file://{folder}",
+                "weights_sha256": hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest(),
+            }
+        )
     found = rows(output)
     assert [row["image_id"] for row in found] == list(range(7))
     assert sum(row["status"] == "ok" for row in found) == 6
@@ -87,14 +140,46 @@ def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> N
     shard = output / "masks" / "part-00001.parquet"
     others = {path: path.stat().st_mtime_ns for path in (output / "masks").iterdir() if path != shard}
     shard.unlink()
-    again = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3"))
+    again = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3", "--max-bytes", "512MiB"))
     assert again.returncode == 0, again.stderr
     assert rows(output) == found
     assert {path: path.stat().st_mtime_ns for path in others} == others
 
-    other = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "4"))
+    other = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "4", "--max-bytes", "512MiB"))
     assert other.returncode == 2
     assert "images_per_shard" in other.stderr
+
+    shard.write_bytes(b"PAR1")
+    damaged = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3", "--max-bytes", "512MiB"))
+    assert damaged.returncode == 1
+    assert "7 images in 3 shards, 0 to do" in damaged.stderr
+    assert (
+        f"are damaged: 1. `python -m jobs.verify_masks --output file://{output} --remove-damaged`"
+        in damaged.stderr
+    )
+    assert summary_of(output)["damaged_shards"] == [1]
+
+
+def test_the_masks_are_those_of_the_original_package(tmp_path: Path) -> None:
+    weights = lively_state_dict()
+    torch.save(weights, tmp_path / "x.pt")
+    (tmp_path / "in").mkdir()
+    names = ("coffee", "portrait", "small")
+    for name in names:
+        Image.fromarray(PHOTOGRAPHS[name]()).save(tmp_path / "in" / f"{name}.png")
+    done = run(
+        "jobs.generate_masks",
+        *("--images", tmp_path / "in", "--output", tmp_path / "out", "--checkpoint", tmp_path / "x.pt"),
+        *("--image-size", "256", "--points-per-side", "6", "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    generator = ReferenceGenerator(reference_with(weights, 256), points_per_side=6)
+    found = rows(tmp_path / "out")
+    assert [Path(row["uri"]).stem for row in found] == list(names)
+    for row in found:
+        reference = generator.generate(PHOTOGRAPHS[Path(row["uri"]).stem]())
+        assert reference
+        assert_parity(row["masks"], reference)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +191,8 @@ def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> N
         (["--checkpoint", "nowhere.pt"], 3, "nowhere.pt"),
         (["--model", "vit_b"], 3, "mobile_sam, not vit_b"),
         (["--device", "cuda"], 2, "GPU"),
+        (["--device", "mps"], 2, "mps"),
+        (["--cpus-per-worker", "1000"], 2, "--cpus-per-worker"),
     ],
 )
 def test_what_cannot_work_ends_before_any_worker(
@@ -145,7 +232,8 @@ def test_case_45_interrupt_keeps_finished_shards(tmp_path: Path, tiny_checkpoint
         start_new_session=True,
     )
     wait_for_shards(output, 3, process)
-    sessions = set(re.findall(r"session_[\d_-]+", "\n".join(processes_with(f"{process.pid}"))))
+    commands = "\n".join(one.command for one in processes_with(f"{process.pid}"))
+    sessions = set(re.findall(r"session_[\d_-]+", commands))
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
@@ -169,11 +257,11 @@ def test_case_34_a_killed_worker_costs_nothing(tmp_path: Path, tiny_checkpoint: 
         text=True,
     )
     wait_for_shards(disturbed, 2, process)
-    (raylet,) = (int(line.split()[0]) for line in processes_with(f"_{process.pid}/") if "/raylet " in line)
-    workers = [int(line.split()[0]) for line in processes_with("ray::MapWorker") if parent_of(line) == raylet]
+    (raylet,) = (one for one in processes_with(f"_{process.pid}/") if "/raylet " in one.command)
+    workers = [worker for worker in processes_with("ray::MapWorker") if worker.parent == raylet.pid]
     assert workers
     for worker in workers:
-        os.kill(worker, signal.SIGKILL)
+        os.kill(worker.pid, signal.SIGKILL)
     _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, stderr
     assert run(*job(tiny_checkpoint, folder, undisturbed, "--images-per-shard", "5")).returncode == 0
@@ -286,9 +374,9 @@ def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
     finally:
         head.kill()
         head.wait()
-        for line in processes_with(temp):
+        for process in processes_with(temp):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(line.split()[0]), signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
         shutil.rmtree(temp, ignore_errors=True)
 
 

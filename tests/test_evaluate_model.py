@@ -140,6 +140,7 @@ def test_a_photograph_without_segmentations_is_named(tmp_path: Path, tiny_checkp
 def test_exit_codes(tiny_checkpoint: Path, bsds: Path, tmp_path: Path) -> None:
     for flags, code in (
         (["--bsds", bsds, "--device", "cuda"], 2),
+        (["--bsds", tmp_path / "nowhere", "--device", "cuda"], 2),
         (["--bsds", tmp_path / "nowhere"], 3),
     ):
         finished = run("jobs.evaluate_model", "--checkpoint", tiny_checkpoint, *flags, CUDA_VISIBLE_DEVICES="")

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import manifest, storage
 from pipeline.errors import SettingsError, StorageError
-from pipeline.manifest import ManifestInfo, read_shard, write_manifest
+from pipeline.manifest import ManifestInfo, digest_of, read_shard, write_manifest
 from pipeline.sources import ImageRef
 from schemas.manifest import MANIFEST_SCHEMA
 
@@ -58,6 +58,28 @@ def test_sorting_outside_memory_gives_the_same_bytes(tmp_path: Path, monkeypatch
     assert whole == spilled
     assert (whole.images, whole.duplicates) == (3000, 3000)
     assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_the_digest_is_that_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "SHARDS_PER_PART", 4)
+    info = write_manifest(listing(100), str(tmp_path), images_per_shard=7)
+    assert digest_of(str(tmp_path), info.shards) == info.digest
+    write_manifest(listing(99), str(tmp_path), images_per_shard=7)
+    assert digest_of(str(tmp_path), info.shards) != info.digest
+    nothing = write_manifest(iter(()), str(tmp_path), images_per_shard=7)
+    assert digest_of(str(tmp_path), nothing.shards) == nothing.digest
+
+
+def test_what_is_raised_before_writing_prevents_it(tmp_path: Path) -> None:
+    def refuse(info: ManifestInfo) -> None:
+        raise ValueError(f"{info.images} in {info.shards}")
+
+    before = write_manifest(listing(3), str(tmp_path), images_per_shard=7)
+    written = files(tmp_path)
+    with pytest.raises(ValueError, match="100 in 15"):
+        write_manifest(listing(100), str(tmp_path), images_per_shard=7, before_write=refuse)
+    assert files(tmp_path) == written
+    assert digest_of(str(tmp_path), before.shards) == before.digest
 
 
 def test_the_digest_sees_every_column_but_not_the_shards(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from running import write_jpegs
+from s3server import S3Server
 
 from pipeline import run as runs
 from pipeline.config import (
@@ -18,12 +19,12 @@ from pipeline.config import (
     RunConfig,
 )
 from pipeline.contents import content_of
-from pipeline.errors import NoImages, OutputConflict, StorageError
+from pipeline.errors import NoImages, OutputConflict, SettingsError, StorageError
 from pipeline.model import SamModel, load_model
 from pipeline.model.sam import THRESHOLDS
 from pipeline.run import Run
 from pipeline.shard import ShardSummary, make_shard
-from pipeline.storage import canonical_uri
+from pipeline.storage import canonical_uri, s3
 
 WEIGHTS = LoadedWeights("0" * 64, 64, "mobile_sam", THRESHOLDS)
 
@@ -166,6 +167,76 @@ def test_overwrite_begins_anew(tmp_path: Path, model: SamModel) -> None:
     assert (tmp_path / "out" / "mine.txt").exists()
 
 
+def test_overwrite_deletes_nothing_before_there_is_something_new(tmp_path: Path, model: SamModel) -> None:
+    write_jpegs(tmp_path / "in", 2)
+    make(opened(settings(tmp_path)), 0, model)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    (tmp_path / "empty").mkdir()
+    for name, error in {"mistyped": StorageError, "empty": NoImages}.items():
+        other = settings(tmp_path, images=canonical_uri(str(tmp_path / name)), overwrite=True)
+        for step in (runs.check_addresses, opened):
+            with pytest.raises(error, match=name):
+                step(other)
+
+    def refuse(run: Run) -> None:
+        raise SettingsError(f"{run.images} are too many")
+
+    with pytest.raises(SettingsError, match="2 are too many"):
+        runs.open_run(settings(tmp_path, images_per_shard=1, overwrite=True), WEIGHTS, refuse)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+
+
+def test_what_the_check_raises_is_raised_of_a_run_that_is_taken_up_too(tmp_path: Path) -> None:
+    def refuse(run: Run) -> None:
+        raise SettingsError(f"{run.images} are too many")
+
+    write_jpegs(tmp_path / "in", 2)
+    with pytest.raises(SettingsError, match="2 are too many"):
+        runs.open_run(settings(tmp_path), WEIGHTS, refuse)
+    assert not (tmp_path / "out").exists()
+    opened(settings(tmp_path))
+    with pytest.raises(SettingsError, match="2 are too many"):
+        runs.open_run(settings(tmp_path), WEIGHTS, refuse)
+
+
+def test_the_input_of_a_run_that_is_taken_up_must_still_answer(tmp_path: Path) -> None:
+    folder = write_jpegs(tmp_path / "in", 2)
+    opened(settings(tmp_path))
+    runs.check_addresses(settings(tmp_path))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="nothing is there") as refusal:
+        runs.check_addresses(settings(tmp_path))
+    assert refusal.value.exit_code == 3
+    folder.mkdir()
+    with pytest.raises(NoImages):
+        runs.check_addresses(settings(tmp_path))
+
+
+def test_wrong_credentials_are_noticed_when_a_run_is_taken_up(
+    tmp_path: Path, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_server.put(f"{bucket}/in/a.jpg", b"an image")
+    config = settings(tmp_path, images=f"{bucket}/in")
+    opened(config)
+    try:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        s3.client.cache_clear()
+        with pytest.raises(StorageError, match="check the credentials"):
+            runs.check_addresses(config)
+    finally:
+        s3.client.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"fingerprint": "f", "determinants": {"schema": {}}}'])
+def test_a_damaged_document_is_said(tmp_path: Path, text: str) -> None:
+    write_jpegs(tmp_path / "in", 1)
+    opened(settings(tmp_path))
+    (tmp_path / "out" / "run.json").write_text(text)
+    for overwrite in (False, True):
+        with pytest.raises(OutputConflict, match=r"run\.json is damaged"):
+            opened(settings(tmp_path, overwrite=overwrite))
+
+
 def test_shards_of_unknown_origin_are_refused(tmp_path: Path, model: SamModel) -> None:
     write_jpegs(tmp_path / "in", 2)
     make(opened(settings(tmp_path)), 0, model)
@@ -189,6 +260,7 @@ def test_case_30_output_inside_input_is_refused(tmp_path: Path) -> None:
     for output in ("in/out", "in"):
         with pytest.raises(OutputConflict, match="inside the input"):
             runs.check_addresses(settings(tmp_path, output=canonical_uri(str(tmp_path / output))))
+        assert not (tmp_path / "in" / "out").exists()
     beside = settings(tmp_path, output=canonical_uri(str(tmp_path / "in-masks")))
     runs.check_addresses(beside)
 
@@ -244,7 +316,8 @@ def test_a_damaged_shard_is_not_counted_as_done(tmp_path: Path, model: SamModel)
     for damaged in (data[:-40], data[:footer] + bytes(8) + data[footer + 8 :]):
         path.write_bytes(damaged)
         summary = runs.write_summary(run, "complete", {0: made[0]}, 1.0)
-        assert (summary["state"], summary["missing_shards"], summary["not_done"]) == ("incomplete", [1], 2)
+        assert (summary["state"], summary["not_done"]) == ("incomplete", 2)
+        assert (summary["missing_shards"], summary["damaged_shards"]) == ([], [1])
 
 
 def test_no_credentials_in_documents(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """One shard, without Ray: every image has its row, and the file is what the schema says."""
 
 import dataclasses
+import io
 import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import ExifTags, Image
 from running import jpeg, rows, write_jpegs
 
-from pipeline import manifest, sources
+from pipeline import manifest, shard, sources
 from pipeline.amg import MaskGenerator, rle
 from pipeline.config import AmgConfig, EmbeddedImagesConfig, EmbeddingsConfig, ImagesConfig, MasksConfig
 from pipeline.contents import content_of, masks_content, rows_of
@@ -21,11 +24,12 @@ from pipeline.images import decode_image
 from pipeline.model import SamModel, load_model
 from pipeline.shard import make_shard, read_footer
 from pipeline.storage import canonical_uri
+from pipeline.verify import faults_of_shard
 from schemas.embeddings import embeddings_schema
 from schemas.masks import MASKS_SCHEMA
 
 ALL_MASKS = AmgConfig(points_per_side=2, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1)
-PROVENANCE = {"fingerprint": "f", "determinants": {"weights_sha256": "w"}}
+PROVENANCE = {"fingerprint": "f", "determinants": {"weights_sha256": "w", "image_size": 64}}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,115 @@ def test_every_bad_image_is_a_row_among_good_ones(tmp_path: Path, model: SamMode
     for row in found[2:]:
         assert row["error"] and row["masks"] == []
         assert row["height"] is None
+
+
+def out_of_memory(how: str) -> None:
+    """Ask for more than there is."""
+    if how == "device":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    if how == "torch":
+        torch.empty(2**60, dtype=torch.uint8)
+    np.empty(2**60, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["masks", "embeddings"])
+@pytest.mark.parametrize("how", ["device", "torch", "numpy"])
+def test_an_image_for_which_memory_does_not_suffice_is_a_row(
+    tmp_path: Path, model: SamModel, kind: str, how: str
+) -> None:
+    addresses = {"images": canonical_uri(str(write_jpegs(tmp_path / "in", 3))), "output": f"file://{tmp_path}/out"}
+    config = EmbeddingsConfig(**addresses) if kind == "embeddings" else MasksConfig(**addresses, amg=ALL_MASKS)
+    manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=9)
+    content = content_of(config, model)
+    shown: list[int] = []
+
+    def of_image(rgb_HW3: Any) -> dict[str, Any]:
+        shown.append(1)
+        if len(shown) == 2:
+            out_of_memory(how)
+        return content.of_image(rgb_HW3)
+
+    make_shard(0, config, dataclasses.replace(content, of_image=of_image), PROVENANCE)
+    found = rows_of(pq.read_table(tmp_path / "out" / kind))
+    assert [row["status"] for row in found] == ["ok", "out_of_memory", "ok"]
+    assert "no memory for this image" in found[1]["error"]
+    assert (found[1]["height"], found[1]["width"]) == (96, 128)
+    assert not found[1]["masks" if kind == "masks" else "embedding"]
+
+
+def test_any_other_error_ends_the_shard(tmp_path: Path, model: SamModel) -> None:
+    folder = write_jpegs(tmp_path / "in", 1)
+    config = MasksConfig(images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "out")))
+    manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=9)
+
+    def of_image(rgb_HW3: Any) -> dict[str, Any]:
+        raise RuntimeError("a fault of the program")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        make_shard(0, config, dataclasses.replace(content_of(config, model), of_image=of_image), PROVENANCE)
+    assert not (tmp_path / "out" / "masks").exists()
+
+
+def test_a_shard_past_the_limit_is_made_in_a_temporary_file(
+    tmp_path: Path, model: SamModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_jpegs(tmp_path / "in", 3)
+    in_memory = shard_of(folder, tmp_path / "a", model)
+    monkeypatch.setattr(shard, "_IN_MEMORY_BYTES", 100)
+    assert shard_of(folder, tmp_path / "b", model) == in_memory
+    _, summary = read_footer(canonical_uri(str(tmp_path / "b")), "masks", 0)
+    assert summary.bytes == (tmp_path / "b" / "masks" / "part-00000.parquet").stat().st_size
+    # Where there is no place for it, it is missed.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    config = MasksConfig(images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "b")))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        make_shard(0, config, content_of(config, model), PROVENANCE)
+
+
+def test_case_06_a_picture_in_eight_orientations_has_the_same_masks(tmp_path: Path, model: SamModel) -> None:
+    upright = Image.open(io.BytesIO(jpeg(4, (90, 140))))
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for orientation, picture in stored.items():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        picture.save(folder / f"{orientation}.png", exif=exif)
+    first, *others = shard_of(folder, tmp_path / "out", model)
+    assert (first["status"], first["height"], first["width"], len(first["masks"])) == ("ok", 90, 140, 12)
+    assert len(others) == 7
+    for row in others:
+        assert row | {"image_id": 0, "uri": first["uri"]} == first
+
+
+def test_case_04_a_png_named_jpg_is_processed(tmp_path: Path, model: SamModel) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.open(io.BytesIO(jpeg(0))).save(folder / "a.png")
+    (folder / "a.png").rename(folder / "a.jpg")
+    [row] = shard_of(folder, tmp_path / "out", model)
+    assert (row["status"], len(row["masks"])) == ("ok", 12)
+
+
+def test_cases_16_and_17_slivers_and_one_colour_are_rows(tmp_path: Path, model: SamModel) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    sizes = [(1, 1), (1, 5000), (5000, 1), (64, 64), (97, 31)]  # width, height
+    for index, size in enumerate(sizes):
+        Image.new("RGB", size, (90, 120, 30)).save(folder / f"{index}.png")
+    found = shard_of(folder, tmp_path / "out", model)
+    assert [(row["width"], row["height"]) for row in found] == sizes
+    assert {row["status"] for row in found} <= {"ok", "empty"}
+    assert faults_of_shard(canonical_uri(str(tmp_path / "out")), "masks", "f", 0) == []
 
 
 def test_case_24_one_object_that_cannot_be_fetched_is_a_row(tmp_path: Path, model: SamModel) -> None:

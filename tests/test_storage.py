@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,10 +16,17 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from running import jpeg, rows
 from s3server import S3Server
 
 from pipeline import storage
+from pipeline.config import AmgConfig, ImagesConfig, MasksConfig
+from pipeline.contents import content_of
 from pipeline.errors import StorageError
+from pipeline.manifest import write_manifest
+from pipeline.model import load_model
+from pipeline.shard import make_shard
+from pipeline.sources import ImageRef
 from pipeline.storage import attempts, s3
 
 AWKWARD_NAMES = [
@@ -98,6 +107,39 @@ def test_case_26_same_name_in_two_folders(tmp_path: Path) -> None:
     write_tree(tmp_path, "a/1.jpg", "b/1.jpg")
     listed = {file.uri: file.size for file in storage.list_files(str(tmp_path))}
     assert listed == {f"file://{tmp_path}/a/1.jpg": 7, f"file://{tmp_path}/b/1.jpg": 7}
+
+
+@pytest.mark.parametrize(
+    ("uri", "listed", "inside"),
+    [
+        ("s3://b/in/out", "s3://b/in", True),
+        ("s3://b/in", "s3://b/in/", True),
+        ("s3://b/in-masks", "s3://b/in", False),
+        ("s3://b/out", "s3://b", True),
+        ("s3a://b/in/out", "s3://b/in", True),
+        ("s3://b/in/out", "s3a://b/in", True),
+        ("gcs://b/in/out", "gs://b/in", True),
+        ("gs://b/in/out", "s3://b/in", False),
+        ("/data/out", "/", True),
+        ("/data/out", "/data/in", False),
+        ("s3://b/in/out", "s3://b/in/*.jpg", True),
+        ("s3://b/2024-masks", "s3://b/2024-*/**/*.jpg", True),
+        ("s3://b/masks", "s3://b/2024-*/**/*.jpg", False),
+        ("s3://b/out", "s3://b/**", True),
+        ("/data/out", "/*.jpg", True),
+        ("https://h/in/out", "https://h/in?x=1", False),
+    ],
+)
+def test_case_30_inside(uri: str, listed: str, inside: bool) -> None:
+    assert storage.is_inside(uri, listed) is inside
+
+
+def test_case_30_inside_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert storage.is_inside(str(tmp_path / "link/out"), str(tmp_path / "in"))
+    assert storage.is_inside(str(tmp_path / "in/out"), str(tmp_path / "link"))
+    assert storage.is_inside(str(tmp_path / "link/out"), str(tmp_path / "in/*.jpg"))
 
 
 def test_redact_hides_what_lets_one_in() -> None:
@@ -303,6 +345,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["x"]  # noqa: PTH208
 
 
+def test_a_file_is_written_from_its_beginning(folder: str) -> None:
+    data = os.urandom(300_000)
+    with tempfile.SpooledTemporaryFile(1000) as file:
+        file.write(data)
+        storage.write_atomic(f"{folder}/x", file)
+    assert storage.read_bytes(f"{folder}/x") == data
+
+
 def test_readers_never_see_half_a_file(folder: str) -> None:
     versions = [bytes([i]) * 300_000 for i in range(20)]
     storage.write_atomic(f"{folder}/x", versions[0])
@@ -351,6 +401,42 @@ class FlakyFileSystem(MemoryFileSystem):
         return super().pipe_file(path, value, mode, **kwargs)
 
 
+class PlainFileSystem(FlakyFileSystem):
+    """One that writes bit by bit, as a disk does, and renames onto nothing only; it fails in the middle."""
+
+    protocol = "sftp"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    failures: ClassVar[list[Exception]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("sftp://host")))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> Any:
+        MemoryFileSystem.pipe_file(self, path, value[: len(value) // 2])
+        super().pipe_file(path, value)
+
+    def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
+        if self.exists(path2):
+            raise FileExistsError(path2)
+        super().mv(path1, path2)
+
+
+def test_where_a_file_is_written_bit_by_bit_half_of_one_is_never_seen(flaky: type[FlakyFileSystem]) -> None:
+    fsspec.register_implementation("sftp", PlainFileSystem, clobber=True)
+    uri = "sftp://host/out/masks/x"
+    storage.write_atomic(uri, b"old")
+    PlainFileSystem.failures.append(ValueError("the server is gone"))
+    with pytest.raises(StorageError, match="the server is gone"):
+        storage.write_atomic(uri, b"newer")
+    assert storage.read_bytes(uri) == b"old"
+    PlainFileSystem.failures.append(ConnectionResetError())  # which is tried again
+    storage.write_atomic(uri, b"newer")
+    assert storage.read_bytes(uri) == b"newer"
+    assert list(storage.list_names("sftp://host/out/masks")) == ["x"]
+
+
 class Throttled(Exception):
     code = 429
 
@@ -396,7 +482,14 @@ ANSWER_503 = b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\n\r\n%s" % (len(SL
 ANSWER_500 = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
 ANSWER_CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf"
 ANSWER_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nthewhole"
+ANSWER_WRITTEN = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
+ANSWER_403 = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(DENIED), DENIED)
 HANG_UP = b""
+
+
+def answer_of(data: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data)
 
 
 @contextmanager
@@ -430,6 +523,36 @@ def test_case_25_s3_is_slow_fails_or_hangs_up() -> None:
     with scripted_s3(answers) as given:
         assert storage.read_bytes("s3://bucket/key") == b"thewhole"
     assert given == answers
+
+
+@pytest.mark.usefixtures("s3_server", "fresh_client")
+def test_case_25_a_file_is_written_again_from_its_beginning() -> None:
+    answers = [ANSWER_503, ANSWER_WRITTEN]
+    with scripted_s3(answers) as given, tempfile.SpooledTemporaryFile(4) as file:
+        file.write(b"thewhole")
+        storage.write_atomic("s3://bucket/key", file)
+    assert given == answers
+
+
+@pytest.mark.usefixtures("s3_server", "fresh_client")
+def test_case_24_one_403_among_many_is_a_row(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = MasksConfig(
+        images="s3://bucket/in",
+        output=f"file://{tmp_path}",
+        amg=AmgConfig(points_per_side=1),
+        reading=ImagesConfig(read_ahead=1),
+    )
+    pictures = [jpeg(index) for index in range(3)]
+    refs = [ImageRef(f"s3://bucket/in/{i}.jpg", len(data), None, None, None) for i, data in enumerate(pictures)]
+    write_manifest(refs, config.output, images_per_shard=3)
+    answers = [answer_of(pictures[0]), ANSWER_403, answer_of(pictures[2])]
+    with scripted_s3(answers) as given:
+        make_shard(0, config, content_of(config, load_model(str(tiny_checkpoint))), {"fingerprint": "f"})
+    assert given == answers
+    found = rows(tmp_path)
+    assert [row["status"] for row in found[::2]] == ["empty", "empty"]
+    assert found[1]["status"] == "fetch_failed"
+    assert re.search(r"s3://bucket/in/1\.jpg: PermissionError.*check the credentials", found[1]["error"])
 
 
 @pytest.mark.usefixtures("s3_server", "fresh_client")

@@ -1,28 +1,42 @@
 """SAM's own training: examples, prompts, losses, the loop, and the command."""
 
+import io
+import json
+import logging
 import math
+import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from bsds_folder import write_bsds
-from running import command, make_dataset, run, write_jpegs
+from PIL import Image
+from pydantic import ValidationError
+from running import command, make_dataset, rows, run, write_jpegs
 from seeded import reference_sam
 from segment_anything.modeling import MaskDecoder
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config import AmgConfig, MasksConfig, ModelConfig
+from jobs.train_model import sources, train_model
+from pipeline import storage
+from pipeline.amg.selfcheck import self_checking_checkpoint
+from pipeline.config import AmgConfig, ImagesConfig, MasksConfig, ModelConfig
 from pipeline.errors import Diverged, TrainingDataError
 from pipeline.model import load_model
 from pipeline.model.weights import read_checkpoint, seeded_model
 from pipeline.training import bsds
-from pipeline.training.config import OptimizerConfig
+from pipeline.training.config import OptimizerConfig, TrainConfig
 from pipeline.training.coupled import (
     Coupled,
     Prompts,
@@ -31,11 +45,14 @@ from pipeline.training.coupled import (
     focal_loss,
     mask_losses,
     normalised,
+    prompt_kind,
 )
-from pipeline.training.examples import Batch, Batches, Example, augmented, bsds_source, mixed, scene_source
-from pipeline.training.grouping import Grouping
+from pipeline.training.examples import MASKS, Batch, Batches, Example, augmented, bsds_source, mixed, scene_source
+from pipeline.training.export import export
+from pipeline.training.grouping import Grouping, matmul_float32
 from pipeline.training.loop import Checkpoints, Training, schedule
-from pipeline.training.masks import masks_source
+from pipeline.training.masks import MasksSource
+from pipeline.training.scenes import HELD_OUT_SEED
 
 FEW = {"image_size": 64, "pictures": 2, "prompts": 3, "seed": 1}
 
@@ -124,30 +141,135 @@ def test_sources_are_mixed_by_their_shares() -> None:
     assert 650 < sum(source(rng).name == "b" for _ in range(1000)) < 850
 
 
-def test_a_masks_dataset_gives_its_images_and_masks(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    images = write_jpegs(tmp_path / "images", 5)
-    (images / "0002.jpg").write_bytes(b"no image")
+@pytest.mark.parametrize("size", [(9, 40), (40, 9), (5, 5), (1, 300), (300, 1)])
+def test_small_pictures_are_examples_too(size: tuple[int, int]) -> None:
+    rgb, masks = np.full((*size, 3), 200, np.uint8), np.ones((1, *size), bool)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        made = augmented(Example("small", rgb, masks), 64, rng, 128)
+        assert made.rgb_HW3.shape == (64, 64, 3)
+        assert made.masks_NHW.shape == (1, 64, 64)
+
+
+def test_masks_are_where_the_pixels_are_to_half_a_pixel() -> None:
+    """Every other column: what a nearest neighbour that is off by a fraction would miss."""
+    columns = np.zeros((3, 3), bool)
+    columns[:, 1] = True
+    rgb = np.where(columns[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2)
+    made = augmented(Example("columns", rgb, columns[None]), 64, np.random.default_rng(0))
+    [mask] = made.masks_NHW
+    taken = mask[0].nonzero()[0]
+    height, width = 64, 64
+    assert mask.shape == (height, width)
+    assert taken.mean() == pytest.approx(31.5, abs=0.01)
+
+
+def test_a_source_without_masks_is_an_error_that_names_its_last_example() -> None:
+    speck = np.zeros((1, 100, 100), bool)
+    speck[0, 50, 50] = True
+    drawn = []
+
+    def source(_: np.random.Generator) -> Example:
+        drawn.append(f"picture {len(drawn)}")
+        return Example(drawn[-1], np.zeros((100, 100, 3), np.uint8), speck)
+
+    with pytest.raises(TrainingDataError, match=r"100 examples one after another .* of them picture 99\."):
+        Batches(source, **FEW | {"image_size": 128})[0]
+
+
+def masks_dataset(folder: Path, checkpoint: Path, images: int, **changed: object) -> MasksConfig:
+    """Images 96 x 128 with 12 masks each in `out`, the images in `images`."""
     config = MasksConfig(
-        images=str(images),
-        output=str(tmp_path / "out"),
-        images_per_shard=2,
-        amg=AmgConfig(points_per_side=2, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1),
-        model=ModelConfig(checkpoint=str(tiny_checkpoint)),
+        images=str(write_jpegs(folder / "images", images)),
+        output=str(folder / "out"),
+        **{  # type: ignore[arg-type]
+            "images_per_shard": 2,
+            "amg": AmgConfig(points_per_side=2, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1),
+            "model": ModelConfig(checkpoint=str(checkpoint)),
+            **changed,
+        },
     )
-    make_dataset(config, tiny_checkpoint)
-    source = masks_source(config.output)
+    make_dataset(config, checkpoint)
+    return config
+
+
+def test_a_masks_dataset_gives_its_images_and_masks(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = masks_dataset(tmp_path, tiny_checkpoint, 5)
+    source = MasksSource(config.output)
     rng = np.random.default_rng(0)
     drawn = {example.name: example for example in (source(rng) for _ in range(60))}
-    assert {Path(name).name for name in drawn} == {f"000{i}.jpg" for i in (0, 1, 3, 4)}
-    for example in drawn.values():
-        assert example.rgb_HW3.shape == (96, 128, 3)
-        assert example.masks_NHW.shape == (12, 96, 128)
+    assert {Path(name).name for name in drawn} == {f"000{i}.jpg" for i in range(5)}
+    stored = {row["uri"]: row for row in rows(config.output)}
+    for name, example in drawn.items():
+        [path] = [uri for uri in stored if uri.endswith(Path(name).name)]
+        assert np.array_equal(example.rgb_HW3, np.array(Image.open(path.removeprefix("file://"))))
         assert example.masks_NHW.dtype == bool
+        assert example.masks_NHW.shape == (12, 96, 128)
+        assert example.masks_NHW.sum(axis=(1, 2)).tolist() == [mask["area"] for mask in stored[path]["masks"]]
     with pytest.raises(TrainingDataError, match="no finished shard"):
         (tmp_path / "empty").mkdir()
         for name in ("run.json",):
             (tmp_path / "empty" / name).write_bytes((tmp_path / "out" / name).read_bytes())
-        masks_source(str(tmp_path / "empty"))
+        MasksSource(str(tmp_path / "empty"))
+
+
+def test_images_that_are_not_what_the_masks_are_of_are_counted(
+    tmp_path: Path, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = masks_dataset(tmp_path, tiny_checkpoint, 5)
+    images = tmp_path / "images"
+    (images / "0001.jpg").unlink()
+    listed = (images / "0002.jpg").stat().st_size
+    changed = io.BytesIO()
+    Image.new("RGB", (96, 96)).save(changed, "JPEG")
+    (images / "0002.jpg").write_bytes(changed.getvalue().ljust(listed, b"\0"))  # of the size that was listed
+    source = MasksSource(config.output)
+    rng = np.random.default_rng(0)
+    assert {Path(source(rng).name).name for _ in range(60)} == {"0000.jpg", "0003.jpg", "0004.jpg"}
+    assert source.skipped.images == 2
+    assert "(96, 96) pixels, its masks have (96, 128)" in caplog.text
+    assert "0001.jpg" in caplog.text
+    for path in images.iterdir():
+        path.unlink()
+    with pytest.raises(TrainingDataError, match="give no image with masks; 5 images could not be read"):
+        source(rng)
+
+
+def test_a_masks_datasets_own_limits_hold(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = masks_dataset(tmp_path, tiny_checkpoint, 2)
+    path = tmp_path / "out" / "run.json"
+    document = json.loads(path.read_text())
+    document["determinants"]["reading"]["max_pixels"] = 96 * 128 - 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(TrainingDataError, match="2 images could not be read"):
+        MasksSource(config.output)(np.random.default_rng(0))
+
+
+def test_of_many_masks_as_many_are_decoded_as_an_example_has(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    amg = AmgConfig(points_per_side=4, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1)
+    config = masks_dataset(tmp_path, tiny_checkpoint, 1, amg=amg)
+    [row] = rows(config.output)
+    assert len(row["masks"]) > MASKS
+    areas = [mask["area"] for mask in row["masks"]]
+    source, rng = MasksSource(config.output), np.random.default_rng(0)
+    one, other = source(rng).masks_NHW, source(rng).masks_NHW
+    assert len(one) == len(other) == MASKS
+    assert set(one.sum(axis=(1, 2)).tolist()) <= set(areas)
+    assert not np.array_equal(one, other)
+
+
+def test_row_groups_are_read_once(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = masks_dataset(tmp_path, tiny_checkpoint, 3, images_per_shard=3)
+    path = tmp_path / "out" / "masks" / "part-00000.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=2)
+    source, rng = MasksSource(config.output), np.random.default_rng(0)
+    expected = [source(np.random.default_rng(i)).name for i in range(30)]
+    path.unlink()
+    assert [source(np.random.default_rng(i)).name for i in range(30)] == expected
+    assert len(set(expected)) == 3
+    path.write_bytes(b"nothing")
+    with pytest.raises(TrainingDataError, match=r"part-00000\.parquet is damaged"):
+        MasksSource(config.output)(rng)
 
 
 # Decoder and losses
@@ -233,6 +355,40 @@ def test_a_mask_of_a_part_is_worth_its_iou_with_the_part() -> None:
     assert losses["iou"] == pytest.approx(1 / 3)
 
 
+def test_what_leaves_no_ambiguity_is_worth_its_iou_with_what_was_asked_for() -> None:
+    whole, part = torch.zeros(16, 16), torch.zeros(16, 16)
+    whole[2:14, 2:14], part[6:10, 6:10] = 1, 1
+    drawn = (part * 4 - 2)[None, None, None]  # one mask, as for a box and for several clicks
+    losses = mask_losses(drawn, torch.zeros(1, 1, 1), one_square(whole, part))
+    assert losses["iou"] == pytest.approx((16 / 144) ** 2)
+
+
+def test_pixels_are_counted_exactly_under_autocast() -> None:
+    rng = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(1, 3, 64 * 64, generator=rng) < 0.9 for _ in range(2))
+    exact = (a[:, :, None] & b[:, None]).sum(-1).float()
+    masks = (torch.rand(1, 2, 64, 64, generator=rng) < 0.9).to(torch.uint8) * 255
+    batch = replace(one_square(torch.zeros(16, 16)), masks_BNss=masks)
+    logits = torch.randn(1, 1, 3, 64, 64, generator=rng)
+    head, features = Grouping(), torch.zeros(1, 32, 64, 64)
+    nn.init.zeros_(head.head[2].weight)
+    head.head[2].bias.data[-2:] = torch.tensor([1.0, -30.0])  # everything belongs together, in any precision
+    plain = mask_losses(logits, torch.zeros(1, 1, 3), batch), head(features, batch, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(matmul_float32(a, b.transpose(1, 2).float()), exact)
+        assert not torch.equal((a.float() @ b.transpose(1, 2).float()).float(), exact)
+        rounded = mask_losses(logits, torch.zeros(1, 1, 3), batch), head(features, batch, 0)
+    assert rounded[0]["iou"] == plain[0]["iou"]
+    assert rounded[1]["grouping_miou"] == plain[1]["grouping_miou"]
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.3, 0.4, 0.5])
+def test_boxes_have_their_share_of_the_batches(share: float) -> None:
+    kinds = [prompt_kind(number, share) for number in range(1000)]
+    assert kinds.count("box") == 1000 * share
+    assert abs(kinds[:100].count("box") - 100 * share) <= 1
+
+
 def test_corrective_clicks_are_where_the_mask_is_wrong() -> None:
     target = torch.zeros(16, 16)
     target[4:12, 4:12] = 1
@@ -295,7 +451,58 @@ def test_every_part_of_the_model_is_trained() -> None:
     assert heads < {"1", "2", "3"}
 
 
+def test_training_in_bfloat16_learns_and_keeps_float32_weights() -> None:
+    [batch] = [Batches(scene_source(64, 0), **FEW)[0]]
+    begun = training(OptimizerConfig(steps=40, warmup_steps=2, learning_rate=1e-3), grouping=0.2)
+    assert begun.config.precision == "bf16"
+    history = []
+    begun.run(iter([batch] * 40), 1, lambda t: history.append(dict(t.position.losses)))
+    assert {p.dtype for p in begun.objective.parameters()} == {torch.float32}
+    with torch.no_grad():
+        losses = Coupled(begun.model.eval())(batch, 0)  # type: ignore[arg-type]
+    assert losses["loss"] < 0.6 * history[0]["loss"]
+    assert losses["miou"] > history[0]["miou"] + 0.15
+
+
+def test_weights_decay_but_not_biases_norms_and_embeddings() -> None:
+    begun = training(steps(1, weight_decay=0.07), **ALONE)
+    [adamw] = begun.optimizers
+    decays = {id(p): group["weight_decay"] for group in adamw.param_groups for p in group["params"]}
+    expected = {}
+    for path, module in begun.objective.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            weight = isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and name == "weight"
+            expected[f"{path}.{name}"] = 0.07 if weight else 0
+    named = dict(begun.objective.named_parameters())
+    assert {name: decays[id(parameter)] for name, parameter in named.items()} == expected
+    kept = {name.rsplit(".", 1)[1] for name, decay in expected.items() if not decay}
+    assert kept == {"weight", "bias", "attention_biases"}
+    assert expected["model.mask_decoder.mask_tokens.weight"] == 0
+
+
+def test_gradients_are_clipped() -> None:
+    norms = {}
+    for clip in (0, 1e-3):
+        begun = training(steps(1, clip=clip))
+        begun.run(batches(), 1)
+        gradients = [p.grad for p in begun.objective.parameters() if p.grad is not None]
+        norms[clip] = float(nn.utils.get_total_norm(gradients))
+    assert norms[0] > 0.1
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
+
+
 ALONE = {"grouping": 0.5, "grouping_alone": 2}
+
+
+def test_grouping_asks_about_the_seeds_pixels() -> None:
+    batch = Batches(scene_source(64, 0), **FEW)[0]
+    grouping, other = Grouping(seed=1), Grouping(seed=2)
+    other.load_state_dict(grouping.state_dict())
+    features = torch.randn(2, 32, 16, 16)
+    with torch.no_grad():
+        losses = [float(one(features, batch, n)["grouping"]) for one in (grouping, other) for n in (0, 1, 0)]
+    assert losses[0] == losses[2]
+    assert len(set(losses)) == 4
 
 
 def test_grouping_comes_first_alone_and_then_along() -> None:
@@ -404,6 +611,43 @@ def test_a_resumed_training_is_the_undisturbed_one(tmp_path: Path, changed: dict
     assert not Checkpoints(str(tmp_path / "none"), 1, {}).resume(second)
 
 
+def test_a_checkpoint_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    """What averages gradients over workers is no part of it."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/workers", rank=0, world_size=1)
+    try:
+        torch.manual_seed(3)
+        model = seeded_model(3, 64)
+        parallel = DistributedDataParallel(Coupled(model), find_unused_parameters=True)
+        several = Training(parallel, model, steps(6))
+        several.run(batches(), 0.5)
+        kept = several.checkpoint({})
+        alone = training(steps(6))
+        alone.restore(kept, {})
+        alone.run(batches(3), 1)
+        several.restore(alone.checkpoint({}), {})
+    finally:
+        distributed.destroy_process_group()
+    undisturbed = training(steps(6))
+    undisturbed.run(batches(), 1)
+    assert several.position.step == 6
+    for name, value in undisturbed.model.state_dict().items():
+        torch.testing.assert_close(several.model.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+OWN = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.75}
+
+
+def test_the_export_has_the_thresholds_of_the_weights_it_began_from(tmp_path: Path) -> None:
+    model = seeded_model(0, 64)
+    model.thresholds = OWN
+    path = tmp_path / "begun.safetensors"
+    path.write_bytes(self_checking_checkpoint(model))
+    begun = load_model(str(path), "cpu")
+    exported = tmp_path / "exported.safetensors"
+    exported.write_bytes(export(Training(Coupled(begun), begun, steps(1)), 64))
+    assert load_model(str(exported), "cpu").thresholds == OWN
+
+
 class Exploding(nn.Module):
     """Whose third loss is no number."""
 
@@ -495,7 +739,124 @@ def test_killed_and_started_again_it_makes_the_same_weights(tmp_path: Path) -> N
     reference_sam().load_state_dict(dict(one.tensors), strict=True)
 
 
+def config_for(output: Path, **changed: Any) -> TrainConfig:
+    """Of a training that takes a second."""
+    few = {"stages": ("64:1:1",), "prompts": 1, "loaders": 0, "device": "cpu", "optimizer": steps(2)}
+    return TrainConfig(**{"output": str(output), **few, **changed})
+
+
+def test_overwrite_leaves_nothing_of_the_old_training(tmp_path: Path) -> None:
+    output, state = tmp_path / "x.safetensors", tmp_path / "x.safetensors.training"
+    config = config_for(output, scenes=1)
+    assert train_model(config=config) == 0
+    assert state.exists()
+    hopeless = steps(3, learning_rate=1e30, clip=0, warmup_steps=0)
+    other = config.model_copy(update={"optimizer": hopeless})
+    with pytest.raises(TrainingDataError, match="learning_rate"):
+        train_model(config=other)
+    assert state.exists()
+    with pytest.raises(Diverged):
+        train_model(config=other.model_copy(update={"overwrite": True}))
+    assert not state.exists()
+
+
+def test_output_and_checkpoint_may_be_on_s3(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    output = f"{bucket}/folder/x.safetensors"
+    config = config_for(output, scenes=1)
+    with caplog.at_level(logging.INFO, "everymask"):
+        assert train_model(config=config) == 0
+        assert "going on" not in caplog.text
+        assert train_model(config=config) == 0
+    assert "going on: step 2" in caplog.text
+    assert load_model(output, "cpu").image_size == 64
+    with pytest.raises(TrainingDataError, match=r"seed \(0 there, 1 here\)"):
+        train_model(config=config_for(output, scenes=1, seed=1))
+    storage.delete(f"{output}.training")
+    assert train_model(config=config_for(output, scenes=1, seed=1)) == 0
+
+
+def test_masks_photographs_and_scenes_make_a_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    masks = masks_dataset(tmp_path, tiny_checkpoint, 3)
+    folder = write_bsds(tmp_path / "bsds", ONE, "train")
+    config = config_for(tmp_path / "x", masks=masks.output, bsds=folder, scenes=1)
+    source = sources(config, MasksSource(masks.output))(config.parts[0])
+    rng = np.random.default_rng(0)
+    names = [source(rng).name for _ in range(90)]
+    kinds = Counter("scene" if name.startswith("scene") else Path(name).suffix or name for name in names)
+    assert kinds.keys() == {"scene", ".jpg", "a"}
+    assert min(kinds.values()) >= 15
+    output = tmp_path / "x.safetensors"
+    done = run(
+        "jobs.train_model",
+        *(f"--output={output}", f"--masks={masks.output}", f"--bsds={folder}", f"--checkpoint={tiny_checkpoint}"),
+        *("--stages=64:3:1", "--steps=4", "--prompts=2", "--warmup-steps=0", "--device=cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 4, 100.0 %" in done.stderr
+    before, after = (read_checkpoint(str(path)).tensors for path in (tiny_checkpoint, output))
+    assert not torch.equal(after["mask_decoder.iou_token.weight"], before["mask_decoder.iou_token.weight"])
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_other_weights_or_masks_under_the_same_address_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    masks = masks_dataset(tmp_path, tiny_checkpoint, 2)
+    weights, output = tmp_path / "weights.safetensors", tmp_path / "x.safetensors"
+    weights.write_bytes(tiny_checkpoint.read_bytes())
+    config = config_for(output, masks=masks.output, checkpoint=str(weights))
+    train_model(config=config)
+    before = Path(f"{output}.training").read_bytes()
+    moved = weights.rename(tmp_path / "moved.safetensors")
+    assert train_model(config=config.model_copy(update={"checkpoint": str(moved)})) == 0
+    weights.write_bytes(self_checking_checkpoint(seeded_model(9, 64)))
+    with pytest.raises(
+        TrainingDataError, match=r"of another training: checkpoint's SHA-256 \(.* there, .* here\)\."
+    ):
+        train_model(config=config)
+    moved.rename(weights)
+    shutil.rmtree(masks.output)
+    make_dataset(masks.model_copy(update={"reading": ImagesConfig(max_pixels=10**6)}), tiny_checkpoint)
+    with pytest.raises(
+        TrainingDataError, match=r"of another training: masks' fingerprint \(.* there, .* here\)\."
+    ):
+        train_model(config=config)
+    assert train_model(config=config.model_copy(update={"overwrite": True})) == 0
+    assert Path(f"{output}.training").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"stages": (text,)} for text in ("60:1:1", "48:1:1", "64:0:1", "64:1:0.5", "64:1", "a:1:1")),
+        {"stages": ("64:1:0", "64:1:1")},
+        {"stages": ("64:1:0.7", "64:1:0.7", "64:1:1")},
+        {"stages": ("64:1:1.5", "64:1:1")},
+        {"stages": ()},
+        {"seed": HELD_OUT_SEED},
+        {"seed": -1},
+    ],
+)
+def test_bad_settings_are_found_when_they_are_made(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        config_for(Path("x"), scenes=1, **changed)
+    assert config_for(Path("x"), scenes=1, stages=("64:1:0.5", "96:2:1")).parts[1].pictures == 2
+
+
+def test_scenes_are_drawn_as_large_as_what_is_cut_from_them() -> None:
+    drawn = {
+        (stage.image_size, stages): sources(config, None)(stage)(np.random.default_rng(0))
+        for stages in (("256:1:0.5", "512:1:1"), ("64:1:0.5", "384:1:0.7", "512:1:1"), ("64:1:1",))
+        for config in [config_for(Path("x"), scenes=1, stages=stages)]
+        for stage in config.parts
+    }
+    found = {key[0]: (example.rgb_HW3.shape[0], example.part) for key, example in drawn.items() if len(key[1]) > 1}
+    assert found == {64: (256, 0.5), 256: (256, 0.5), 384: (384, 0.75), 512: (512, 1)}
+    assert drawn[64, ("64:1:1",)].rgb_HW3.shape == (64, 64, 3)
+
+
 def test_bad_settings_end_before_training(tmp_path: Path) -> None:
+    for flag in ("--stages=60:1:1", "--stages=64:1", f"--seed={HELD_OUT_SEED}"):
+        refused = run("jobs.train_model", f"--output={tmp_path}/x", "--steps=1", "--scenes=1", flag)
+        assert refused.returncode == 2, refused.stderr
     nothing = run("jobs.train_model", f"--output={tmp_path}/x", "--steps=1")
     assert nothing.returncode == 2
     assert "nothing to train on" in nothing.stderr

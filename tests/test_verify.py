@@ -1,5 +1,6 @@
 """Verification finds what is wrong with a finished dataset, and says where."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,30 @@ def test_the_command_names_faults_and_removes_damage(dataset: Dataset) -> None:
     assert run("jobs.verify_masks", "--output", output, "--remove-damaged").returncode == 1
     assert not path.exists()
     assert shard_path(output, 0).exists()
+
+
+def test_the_command_names_what_stands_between_the_shards_and_a_changed_manifest(dataset: Dataset) -> None:
+    output = dataset[0]
+    path = shard_path(output, 1)
+    for name in ("part-00002.parquet", "part-1.parquet"):
+        path.with_name(name).write_bytes(path.read_bytes())
+    path.with_name("notes.txt").write_text("mine")
+    checked = run("jobs.verify_masks", "--output", output)
+    assert checked.returncode == 1
+    assert checked.stdout.splitlines() == [
+        f"masks/{name}: no shard of this run, which has 2" for name in ("part-00002.parquet", "part-1.parquet")
+    ]
+    document = path.parent.parent / "run.json"
+    digest = json.loads(document.read_text())["manifest"]["digest"]
+    document.write_text(document.read_text().replace(digest, "0" * 64))
+    again = run("jobs.verify_masks", "--output", output, "--remove-damaged")
+    assert again.returncode == 1
+    assert again.stdout.splitlines()[0] == f"manifest: its digest is {digest}, run.json says {'0' * 64}"
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "notes.txt",
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
 
 
 def test_an_address_without_a_run_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from pipeline.model.weights import (
     read_checkpoint,
     seeded_model,
 )
+from pipeline.storage import attempts
 
 FACTS: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("mobile_sam_tensors.json").read_text())
 """Of the published mobile_sam.pt, read from the file's own index."""
@@ -309,10 +311,25 @@ class Site:
     address: str
     folder: Path
     requests: list[str] = field(default_factory=list)
+    disturbances: list[str] = field(default_factory=list)
+    """What happens to the next requests."""
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
     requests: list[str]
+    disturbances: list[str]
+
+    def do_GET(self) -> None:
+        match self.disturbances.pop(0) if self.disturbances else None:
+            case "503":
+                self.send_error(503)
+            case "cut":
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b"half")
+            case None:
+                super().do_GET()
 
     def log_request(self, code: Any = "-", size: Any = "-") -> None:
         self.requests.append(self.path)
@@ -328,11 +345,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     folder.mkdir()
     monkeypatch.setenv("EVERYMASK_CACHE", str(tmp_path / "cache"))
     requests: list[str] = []
-    handler = type("Handler", (_Handler,), {"requests": requests})
+    disturbances: list[str] = []
+    handler = type("Handler", (_Handler,), {"requests": requests, "disturbances": disturbances})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield Site(f"http://127.0.0.1:{server.server_port}", folder, requests)
+        yield Site(f"http://127.0.0.1:{server.server_port}", folder, requests, disturbances)
         server.shutdown()
         thread.join()
 
@@ -376,6 +394,47 @@ def test_published_weights_of_another_hash_are_refused(
         with pytest.raises(CheckpointError, match="not the published file of mobile_sam"):
             load("mobile_sam")
     assert len(site.requests) == 2  # nothing wrong was kept
+
+
+def test_a_download_that_is_disturbed_is_tried_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch, checkpoint: bytes
+) -> None:
+    publish(site, monkeypatch, checkpoint)
+    monkeypatch.setattr(attempts, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(attempts, "JITTER_S", 0.01)
+    site.disturbances += ["503", "cut", "hang up"]
+    assert fetch_published("mobile_sam").read_bytes() == checkpoint
+    assert site.disturbances == []
+    assert len(list(Path(os.environ["EVERYMASK_CACHE"]).iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    publish(site, monkeypatch, b"x")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("EVERYMASK_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CheckpointError, match=r"in .*/file/cache: .*\$EVERYMASK_CACHE"):
+        fetch_published("mobile_sam")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "[]",
+        "{",
+        "7",
+        '{"image_size": "large"}',
+        '{"thresholds": [1]}',
+        '{"thresholds": {"pred_iou_thresh": "high"}}',
+        '{"expected": {"embedding": 3}}',
+    ],
+)
+def test_malformed_metadata_are_refused(metadata: str, tensors: StateDict, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors.torch.save(dict(tensors), {"everymask": metadata}))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors is truncated or no checkpoint"):
+        load(path)
 
 
 def test_weights_that_cannot_be_downloaded_say_what_to_do(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,8 @@ from pipeline.amg.mask import Mask
 from pipeline.amg.regions import without_small_regions
 from pipeline.amg.resize import MaskResizer
 from pipeline.config import AmgConfig
-from pipeline.errors import ImageError
+from pipeline.model.memory import is_out_of_memory
 from pipeline.model.sam import Embedding, SamModel
-from schemas.masks import Status
 
 
 class MaskGenerator:
@@ -60,8 +59,8 @@ class MaskGenerator:
             `crop_box` x, y, width, height of the crop it was found in.
 
         Raises:
-            ImageError: the device's memory does not suffice for one prompt.
             ValueError: not an H x W x 3 array of uint8.
+            RuntimeError, MemoryError: memory ran out, of prompts for a single one: `is_out_of_memory`.
         """
         if rgb_HW3.dtype != np.uint8 or rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3:
             raise ValueError(f"an image is uint8 H x W x 3, not {rgb_HW3.dtype} {rgb_HW3.shape}")
@@ -138,12 +137,10 @@ class MaskGenerator:
         """The confident, stable candidates of some prompts; of half as many at a time if memory runs out."""
         try:
             return [self._candidates_at_once(embedding, resizer, points_N2, prompts)]
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
             start, stop, _ = prompts.indices(len(points_N2))
-            if stop - start == 1:
-                raise ImageError(
-                    Status.OUT_OF_MEMORY, f"no memory for one prompt on {self.model.device}: {error}"
-                ) from error
+            if stop - start == 1 or not is_out_of_memory(error):
+                raise
             middle = (start + stop) // 2
         torch.cuda.empty_cache()
         return [

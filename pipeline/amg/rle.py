@@ -27,12 +27,15 @@ def encode_in_image(masks_KWH: torch.Tensor, crop_box_xyxy: list[int], image_siz
     height, width = image_size
     left, top, right, bottom = crop_box_xyxy
     masks = masks_KWH.view(torch.uint8).cpu().numpy()
-    if masks.shape[1:] != (width, height):
-        canvas = np.zeros((len(masks), width, height), dtype=np.uint8)
-        canvas[:, left:right, top:bottom] = masks
-        masks = canvas
     # The transpose of a C-contiguous K x W x H is the Fortran-ordered H x W x K that pycocotools reads.
-    return [_text(rle) for rle in coco.encode(masks.transpose(2, 1, 0))]
+    if masks.shape[1:] == (width, height):
+        return [_text(rle) for rle in coco.encode(masks.transpose(2, 1, 0))]
+    canvas = np.zeros((width, height), dtype=np.uint8)  # one for all: the budget is of masks of the crop's size
+    rles = []
+    for mask_WH in masks:
+        canvas[left:right, top:bottom] = mask_WH
+        rles.append(_text(coco.encode(canvas.T)))
+    return rles
 
 
 def encode(mask_HW: NDArray[np.bool_]) -> Rle:

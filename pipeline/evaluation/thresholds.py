@@ -38,6 +38,10 @@ def choose_thresholds(model: SamModel, pictures: Iterable[Picture], config: AmgC
     Generating all masks of a picture is about recall. So thresholds take away what is wrong as long as what is
     right stays.
 
+    An approximation: masks are generated once, without thresholds, and dropped afterwards. Generation drops before
+    it looks for duplicates, so there a mask may stay whose better-scored duplicate is not stable enough, and the
+    precision and recall of a run with these thresholds are a little different.
+
     Args:
         model: Whose masks are to be kept or dropped.
         pictures: With masks.

@@ -8,20 +8,26 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict
+from tqdm import tqdm
 
 from pipeline import storage
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 from pipeline.model.sam import TINY_VITS, Architecture, SamModel
+from pipeline.storage.attempts import attempt
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -71,6 +77,7 @@ UNUSED: Final = unused_tensors("mobile_sam")
 DEMO: Final = Path(__file__).parent / "demo.safetensors"
 """Weights that come with this package; docs/model-card.md says what they are."""
 _METADATA_KEY: Final = "everymask"
+_DOWNLOAD_TIMEOUT_S: Final = 60  # without a byte
 # What the readers of the two formats are seen to raise on damaged or random bytes.
 _DAMAGE: Final = (
     ArithmeticError,
@@ -97,7 +104,17 @@ class Checkpoint:
     sha256: str
     """Of the file's bytes, hexadecimal."""
     metadata: Mapping[str, Any]
-    """What `save_checkpoint` was given; empty for a file from elsewhere."""
+    """What `checkpoint_bytes` was given; empty for a file from elsewhere."""
+
+
+class _Metadata(BaseModel):
+    """What other code relies on in a checkpoint's metadata."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    image_size: int | None = None
+    thresholds: dict[str, float] = {}
+    expected: dict[str, list[float]] | None = None
 
 
 def read_checkpoint(address: str) -> Checkpoint:
@@ -124,21 +141,48 @@ def fetch_published(name: str) -> Path:
     url, sha256 = PUBLISHED[name]
     cache = Path(os.environ.get("EVERYMASK_CACHE", Path.home() / ".cache" / "everymask"))
     path = cache / f"{sha256[:16]}-{url.rsplit('/', 1)[-1]}"
-    if path.exists():
-        if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-            return path
-        path.unlink()
-    cache.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=True)
-    except (URLError, OSError) as error:
+        if path.exists() and _sha256(path) == sha256:
+            return path
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            download = Path(folder) / path.name
+            attempt("download", url, lambda: _download(url, download))
+            if (found := _sha256(download)) != sha256:
+                raise CheckpointError(f"{url} is not the published file of {name}: its SHA-256 is {found}.")
+            download.replace(path)
+    except StorageError as error:
         raise CheckpointError(
-            f"Cannot download the weights of {name} from {url}: {error}. "
+            f"Cannot download the weights of {name}: {error}. "
             "Where there is no network, pass --checkpoint with a copy of the file."
         ) from error
-    except RuntimeError as error:
-        raise CheckpointError(f"{url} is not the published file of {name}: {error}.") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot keep the weights of {name} in {cache}: {error}. Set $EVERYMASK_CACHE to a folder that can be "
+            "written, or pass --checkpoint with a copy of the file."
+        ) from error
     return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, path: Path) -> None:
+    """Once, with a progress bar. What is worth another attempt is a `ConnectionError` or has a status."""
+    try:
+        with urlopen(url, timeout=_DOWNLOAD_TIMEOUT_S) as response, path.open("wb") as file:  # noqa: S310 (ours)
+            size = response.length
+            with tqdm.wrapattr(response, "read", total=size, unit="B", unit_scale=True) as source:
+                shutil.copyfileobj(source, file)
+            if size not in {None, file.tell()}:
+                raise ConnectionError(f"{file.tell()} of {size} bytes came")
+    except HTTPError as error:
+        error.close()
+        raise
+    except URLError as error:
+        raise ConnectionError(str(error.reason)) from error
 
 
 def parse_checkpoint(data: bytes, address: str) -> tuple[Tensors, Mapping[str, Any]]:
@@ -152,8 +196,8 @@ def parse_checkpoint(data: bytes, address: str) -> tuple[Tensors, Mapping[str, A
     try:
         if data[8:9] == b"{":
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            metadata = json.loads(header.get("__metadata__", {}).get(_METADATA_KEY, "{}"))
-            return safetensors.torch.load(data), metadata
+            metadata = _Metadata.model_validate_json(header.get("__metadata__", {}).get(_METADATA_KEY, "{}"))
+            return safetensors.torch.load(data), metadata.model_dump(exclude_unset=True)
         tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(

@@ -16,7 +16,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, Final, Protocol
+from typing import IO, BinaryIO, Final, Protocol
 
 from fsspec.utils import glob_translate
 
@@ -31,7 +31,7 @@ __all__ = [
     "canonical_uri",
     "delete",
     "exists",
-    "is_glob",
+    "is_inside",
     "list_files",
     "list_names",
     "open_input",
@@ -45,6 +45,7 @@ _READ_AHEAD_BYTES: Final = 256 * 1024
 
 _SCHEME: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _GLOB: Final = re.compile(r"[*?\[]")
+_SAME_SCHEME: Final = {"s3a": "s3", "gcs": "gs"}
 
 
 class _Store(Protocol):
@@ -57,7 +58,7 @@ class _Store(Protocol):
 
     def read(self, uri: str, offset: int, size: int | None, etag: str | None, /) -> bytes: ...
 
-    def write(self, uri: str, data: bytes, /) -> None: ...
+    def write(self, uri: str, data: IO[bytes], /) -> None: ...
 
     def delete(self, uri: str, /) -> None: ...
 
@@ -92,7 +93,26 @@ def canonical_uri(address: str) -> str:
     return f"{head}://{path.rstrip('/')}"
 
 
-def is_glob(uri: str) -> bool:
+def is_inside(uri: str, listed: str) -> bool:
+    """Whether a file of this name could be among what `list_files` finds under an address.
+
+    Links on local disk are followed, other names of a scheme count as the same. Of a pattern, what stands before
+    the first wildcard decides, so that some are taken for inside that the pattern does not match.
+    """
+    uri, listed = canonical_uri(uri), canonical_uri(listed)
+    if not _is_glob(listed):
+        return f"{_resolved(uri)}/".startswith(f"{_resolved(listed).rstrip('/')}/")
+    folder, _, stem = _GLOB.split(listed, maxsplit=1)[0].rpartition("/")
+    return f"{_resolved(uri)}/".startswith(f"{_resolved(folder).rstrip('/')}/{stem}")
+
+
+def _resolved(uri: str) -> str:
+    scheme, _, path = uri.partition("://")
+    scheme = _SAME_SCHEME.get(scheme.lower(), scheme.lower())
+    return f"{scheme}://{os.path.realpath(path or '/') if scheme == 'file' else path}"
+
+
+def _is_glob(uri: str) -> bool:
     """Whether `list_files` may take the URI as a pattern. Never on the web, where `?` begins the query."""
     return _scheme(uri) not in {"http", "https"} and _GLOB.search(uri) is not None
 
@@ -125,7 +145,7 @@ def list_files(uri: str) -> Iterator[FileInfo]:
             yield file
     if found or attempt("list", uri, lambda: store.folder_exists(uri)):
         return
-    if not is_glob(uri):
+    if not _is_glob(uri):
         raise StorageError(f"cannot list {redact(uri)}: nothing is there; check the address")
     yield from _list_glob(uri)
 
@@ -201,14 +221,25 @@ def open_input(uri: str, *, etag: str | None = None) -> BinaryIO:
     return io.BufferedReader(ranges, _READ_AHEAD_BYTES)
 
 
-def write_atomic(uri: str, data: bytes) -> None:
+def write_atomic(uri: str, data: bytes | IO[bytes]) -> None:
     """Write the whole file or nothing: readers see what was there before, or all of `data`.
 
     On S3 it is one PUT, so 5 GiB at most. On local disk folders are made as needed, and a crash can leave a
-    hidden `.NAME.*.tmp`, never a half file.
+    hidden `.NAME.*.tmp`, never a half file; so it is on the filesystems that `other` renames on, where a file that
+    is replaced is missing for a moment. The others must put files whole by themselves, as object stores do.
+
+    Args:
+        uri: The file's.
+        data: Bytes, or a seekable file, which is read from its beginning and on local disk and S3 in pieces.
     """
     uri = canonical_uri(uri)
-    attempt("write", uri, lambda: _store(uri).write(uri, data))
+
+    def write() -> None:
+        file = io.BytesIO(data) if isinstance(data, bytes) else data
+        file.seek(0)
+        _store(uri).write(uri, file)
+
+    attempt("write", uri, write)
 
 
 def delete(uri: str) -> None:

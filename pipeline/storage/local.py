@@ -1,11 +1,12 @@
 """Local disk."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from pipeline.errors import StorageError
 from pipeline.storage.attempts import advice, attempt
@@ -27,13 +28,13 @@ def open_file(uri: str) -> BinaryIO:
     return Path(_path(uri)).open("rb")
 
 
-def write(uri: str, data: bytes) -> None:
+def write(uri: str, data: IO[bytes]) -> None:
     path = Path(_path(uri))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            shutil.copyfileobj(data, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -1,13 +1,18 @@
 """Every other filesystem of fsspec, through the calls that they all have."""
 
 import functools
+import uuid
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any, Final
 
 import fsspec
 
 from pipeline.storage.attempts import attempt, http_status
 from pipeline.storage.files import FileInfo
+
+_RENAMING: Final = frozenset({"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs"})
+"""Those that write a file bit by bit, and whose `mv` is a renaming."""
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -35,9 +40,24 @@ def read(uri: str, offset: int, size: int | None, _etag: str | None) -> bytes:
     return data
 
 
-def write(uri: str, data: bytes) -> None:
+def write(uri: str, data: IO[bytes]) -> None:
     fs, path = _filesystem(uri)
-    fs.pipe_file(path, data)
+    if uri.partition("://")[0].lower() not in _RENAMING:
+        fs.pipe_file(path, data.read())
+        return
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    if folder:
+        fs.makedirs(folder, exist_ok=True)
+    try:
+        fs.pipe_file(temporary, data.read())
+        if fs.exists(path):  # most of them rename onto nothing only
+            fs.rm_file(path)
+        fs.mv(temporary, path)
+    except BaseException:
+        with suppress(Exception):  # it may be what failed
+            fs.rm_file(temporary)
+        raise
 
 
 def delete(uri: str) -> None:

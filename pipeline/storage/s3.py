@@ -4,7 +4,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import fsspec
 from fsspec.asyn import sync
@@ -72,7 +72,7 @@ def read(uri: str, offset: int, size: int | None, etag: str | None) -> bytes:
     return data
 
 
-def write(uri: str, data: bytes) -> None:
+def write(uri: str, data: IO[bytes]) -> None:
     bucket, key = _bucket_and_key(uri)
     client().call_s3("put_object", Bucket=bucket, Key=key, Body=data)
 

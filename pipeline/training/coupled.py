@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.model.sam import PIXEL_MEAN, PIXEL_STD, SamModel
 from pipeline.training.examples import Batch
-from pipeline.training.grouping import Grouping
+from pipeline.training.grouping import Grouping, matmul_float32
 
 Losses = dict[str, torch.Tensor]
 PromptKind = Literal["point", "box"]
@@ -30,21 +30,23 @@ class Coupled(nn.Module):
         corrective_clicks: int = 0,
         grouping: float = 0.0,
         grouping_alone: int = 0,
+        seed: int = 0,
     ) -> None:
         """Take the model to train.
 
         Args:
             model: Is changed.
-            box_share: Of the batches that are prompted with boxes instead of clicks.
+            box_share: Of the batches that are prompted with boxes instead of clicks, evenly spread.
             corrective_clicks: Rounds in which each prompt gets one more click where its mask was wrong.
             grouping: Weight of the auxiliary objective `Grouping`; 0 leaves it out.
             grouping_alone: Number of the batch before which that is the only objective.
+            seed: Of the pixels that `Grouping` asks about.
         """
         super().__init__()
         self.model = model
         self._box_share, self._corrective_clicks = box_share, corrective_clicks
         self._grouping_weight, self._grouping_alone = grouping, grouping_alone
-        self.grouping = Grouping() if grouping else None
+        self.grouping = Grouping(seed=seed) if grouping else None
 
     def forward(self, batch: Batch, number: int) -> Losses:
         """Losses of a batch; its number decides between clicks and boxes."""
@@ -60,9 +62,7 @@ class Coupled(nn.Module):
         return losses | _detached(grouped)
 
     def _prompted(self, features: torch.Tensor, batch: Batch, number: int) -> Losses:
-        period = round(1 / self._box_share) if self._box_share else 0
-        kind: PromptKind = "box" if period and number % period == period - 1 else "point"
-        prompts = Prompts.first(batch, kind)
+        prompts = Prompts.first(batch, prompt_kind(number, self._box_share))
         logits, iou = decode(self.model, features, prompts)
         losses = mask_losses(logits, iou, batch)
         for _ in range(self._corrective_clicks):
@@ -72,6 +72,11 @@ class Coupled(nn.Module):
             losses = {name: losses[name] + again[name] for name in losses}
         rounds = 1 + self._corrective_clicks
         return {name: value / rounds for name, value in losses.items()}
+
+
+def prompt_kind(number: int, box_share: float) -> PromptKind:
+    """Of the batch of a number: of the first n batches, `box_share` times n get boxes, rounded down."""
+    return "box" if int((number + 1) * box_share) > int(number * box_share) else "point"
 
 
 def _detached(losses: Losses) -> Losses:
@@ -162,8 +167,9 @@ def decode(model: SamModel, features_BCHW: torch.Tensor, prompts: Prompts) -> tu
 def mask_losses(logits_BPMss: torch.Tensor, iou_BPM: torch.Tensor, batch: Batch) -> Losses:
     """Focal, dice and IoU losses, and `miou`: how good the best masks are.
 
-    A mask's IoU, which the IoU head is to predict, is that with the best of the picture's masks under the click: a
-    click on a part is no wrong answer to a click on the whole.
+    The IoU head is to predict a mask's IoU with what was asked for. Where three masks answer a single click, which
+    does not say what it means, that is the best of the picture's masks under the click: a part is no wrong answer
+    to a click on the whole.
     """
     target_BPss = _targets(batch)
     target = target_BPss[:, :, None].expand_as(logits_BPMss)
@@ -172,8 +178,9 @@ def mask_losses(logits_BPMss: torch.Tensor, iou_BPM: torch.Tensor, batch: Batch)
     chosen = (20 * focal + dice).detach().argmin(dim=2, keepdim=True)
     with torch.no_grad():
         covered = logits_BPMss > 0
-        actual = _best_iou_under_click(covered, batch)
         own = _iou(covered, target > 0.5)
+        ambiguous = covered.shape[2] > 1
+        actual = _best_iou_under_click(covered, batch) if ambiguous else own
     focal, dice = (value.gather(2, chosen).mean() for value in (focal, dice))
     iou_loss = F.mse_loss(iou_BPM, actual)
     return {
@@ -224,7 +231,7 @@ def _best_iou_under_click(covered_BPMss: torch.Tensor, batch: Batch) -> torch.Te
     masks = batch.masks_BNss > 127
     flat = masks.flatten(2).float()
     mine = covered_BPMss.flatten(3).float()
-    both = torch.einsum("bpml,bnl->bpmn", mine, flat)
+    both = matmul_float32(mine.flatten(1, 2), flat.transpose(1, 2)).view(*mine.shape[:3], -1)
     either = mine.sum(-1)[..., None] + flat.sum(-1)[:, None, None] - both
     iou = both / either.clamp(min=1)
     side = masks.shape[-1]

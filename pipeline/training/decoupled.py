@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pipeline import storage
 from pipeline.errors import CheckpointError
-from pipeline.model.sam import Architecture, SamModel
+from pipeline.model.sam import THRESHOLDS, Architecture, SamModel
 from pipeline.model.tinyvit import STRIDE, TinyVitEncoder
 from pipeline.model.weights import Tensors, load_tensors, published_tensors, read_checkpoint, seeded_model
 from pipeline.training.config import Student
@@ -88,7 +88,7 @@ class Distillation(nn.Module):
 def student(
     name: Student, image_size: int, seed: int, teacher: str, teacher_sha256: str, *, imagenet: bool
 ) -> SamModel:
-    """An untrained student under the prompt encoder and mask decoder of its teacher.
+    """An untrained student under the prompt encoder and mask decoder of its teacher, with its thresholds.
 
     Args:
         name: Of the image encoder.
@@ -112,6 +112,7 @@ def student(
             f"teacher's {teacher_sha256}. Pass --decoder with the address of the teacher's file."
         )
     load_decoder(model, checkpoint.tensors, address)
+    model.thresholds = THRESHOLDS | checkpoint.metadata.get("thresholds", {})
     return model
 
 

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.errors import TrainingDataError
 from pipeline.training import bsds
 from pipeline.training.scenes import scene
 
 Rgb = NDArray[np.uint8]
 Random = np.random.Generator
 _SMALLEST: Final = 1 / 1000  # of the picture; smaller segments are dropped
-_WHOLE: Final = 0.25  # of the examples show a whole picture
-_MASKS: Final = 32  # of a picture at most
+_WHOLE: Final = 0.25  # of the examples show a picture's whole height, half of them its whole width too
+_FRUITLESS: Final = 100  # draws one after another that give no mask
+MASKS: Final = 32
+"""Of a picture, at most."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +118,33 @@ class Batches(torch.utils.data.Dataset[Batch]):
         self._pictures, self._prompts = pictures, prompts
 
     def __getitem__(self, number: int) -> Batch:
-        """The batch of that number, always the same."""
+        """The batch of that number, always the same.
+
+        Raises:
+            TrainingDataError: a hundred examples one after another have no mask that is large enough.
+        """
         cv2.setNumThreads(1)
         rng = np.random.default_rng([self._seed, number])
         rows: list[tuple[Any, ...]] = []
+        fruitless = 0
         while len(rows) < self._pictures:
             example = augmented(self._source(rng), self._size, rng, self._natural_size)
             if len(example.masks_NHW):
                 rows.append((example.name, *_with_prompts(example, self._prompts, rng)))
+                fruitless = 0
+                continue
+            fruitless += 1
+            if fruitless == _FRUITLESS:
+                raise TrainingDataError(
+                    f"{_FRUITLESS} examples one after another have no mask of at least {_SMALLEST:.1%} of what "
+                    f"is cut from the picture, the last of them {example.name}."
+                )
         names, *arrays = zip(*rows, strict=True)
         return Batch(tuple(names), *(torch.from_numpy(np.stack(column)) for column in arrays))
 
 
 def augmented(example: Example, size: int, rng: Random, natural_size: int | None = None) -> Example:
-    """A piece of a picture, size x size, maybe mirrored, with other light and colours.
+    """A piece of a picture of any size, size x size, maybe mirrored, with other light and colours.
 
     Args:
         example: Where it is cut from.
@@ -142,19 +158,20 @@ def augmented(example: Example, size: int, rng: Random, natural_size: int | None
     aspect = np.exp(rng.uniform(-0.25, 0.25))
     share = size / (natural_size or size) / example.part * np.exp(rng.uniform(-0.5, 0.5))
     share = 1.0 if rng.random() < _WHOLE else min(share, 1.0)
-    cut_height, cut_width = max(16, int(height * share)), int(np.clip(width * share * aspect, 16, width))
+    cut_height = min(max(int(height * share), 16), height)
+    cut_width = min(max(int(width * share * aspect), 16), width)
     y, x = int(rng.integers(0, height - cut_height + 1)), int(rng.integers(0, width - cut_width + 1))
     window = np.s_[y : y + cut_height, x : x + cut_width]
     masks = masks[(slice(None), *window)]
     masks = masks[masks.mean(axis=(1, 2)) >= _SMALLEST]
-    if len(masks) > _MASKS:
-        masks = masks[np.sort(rng.choice(len(masks), _MASKS, replace=False))]
+    if len(masks) > MASKS:
+        masks = masks[np.sort(rng.choice(len(masks), MASKS, replace=False))]
     scale = size / max(cut_height, cut_width)
     new_width, new_height = max(1, round(cut_width * scale)), max(1, round(cut_height * scale))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     rgb = _with_other_light(cv2.resize(rgb[window], (new_width, new_height), interpolation=method), rng)
     layers = [
-        cv2.resize(mask.astype(np.uint8), (new_width, new_height), interpolation=cv2.INTER_NEAREST)
+        cv2.resize(mask.astype(np.uint8), (new_width, new_height), interpolation=cv2.INTER_NEAREST_EXACT)
         for mask in masks
     ]
     if rng.random() < 0.5:
@@ -200,7 +217,7 @@ def _with_prompts(example: Example, count: int, rng: Random) -> tuple[NDArray[np
         sides = np.tile(box[2:] - box[:2], 2)
         boxes[i] = np.clip(box + np.clip(rng.normal(0, 0.1, 4), -0.2, 0.2) * sides, 0, masks.shape[1])
     side = masks.shape[1] // 4
-    low = np.zeros((_MASKS, side, side), np.uint8)
+    low = np.zeros((MASKS, side, side), np.uint8)
     for i, mask in enumerate(masks):
         low[i] = cv2.resize(mask.astype(np.uint8) * 255, (side, side), interpolation=cv2.INTER_AREA)
     pixels = np.ascontiguousarray(example.rgb_HW3.transpose(2, 0, 1))

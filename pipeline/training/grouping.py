@@ -27,14 +27,15 @@ _DISTANCE_SCALE: Final = 10.0
 class Grouping(nn.Module):
     """The objective, with a small head of its own, which is no part of the model."""
 
-    def __init__(self, anchors: int = 96) -> None:
+    def __init__(self, anchors: int = 96, seed: int = 0) -> None:
         """Begin.
 
         Args:
             anchors: Pixels a picture that are asked about.
+            seed: Decides them, with the batch's number.
         """
         super().__init__()
-        self._anchors = anchors
+        self._anchors, self._seed = anchors, seed
         self.head = nn.Sequential(nn.Linear(_CHANNELS, 128), nn.GELU(), nn.Linear(128, _CHANNELS + 2))
 
     def forward(self, upscaled_Bcss: torch.Tensor, batch: Batch, number: int) -> Losses:
@@ -43,7 +44,7 @@ class Grouping(nn.Module):
         Args:
             upscaled_Bcss: What the decoder's `output_upscaling` makes of the batch's embeddings, 32 channels.
             batch: With masks; pixels that are in none of them are not asked about.
-            number: Of the batch; decides the anchors.
+            number: Of the batch; decides the anchors, with the seed.
 
         Returns:
             `grouping`, to be minimised: cross entropy plus half of the dice loss, between each anchor's
@@ -52,7 +53,7 @@ class Grouping(nn.Module):
         """
         pixels_BLc = upscaled_Bcss.float().flatten(2).transpose(1, 2)
         pictures, length, _ = pixels_BLc.shape
-        rng = np.random.default_rng(number)
+        rng = np.random.default_rng([self._seed, number])
         anchors_BA = torch.from_numpy(rng.integers(0, length, (pictures, self._anchors))).to(pixels_BLc.device)
         rows_B1 = torch.arange(pictures, device=pixels_BLc.device)[:, None]
 
@@ -65,7 +66,7 @@ class Grouping(nn.Module):
         masks_BNL = (batch.masks_BNss.flatten(2) > 127).float()
         under_BAN = masks_BNL.transpose(1, 2)[rows_B1, anchors_BA]
         count_BA1 = under_BAN.sum(-1, keepdim=True)
-        target_BAL = under_BAN @ masks_BNL / count_BA1.clamp(min=1)
+        target_BAL = matmul_float32(under_BAN, masks_BNL) / count_BA1.clamp(min=1)
         asked_BA = (count_BA1[..., 0] > 0).float()
 
         entropy_BA = F.binary_cross_entropy_with_logits(logits_BAL, target_BAL, reduction="none").mean(-1)
@@ -75,13 +76,19 @@ class Grouping(nn.Module):
         total = asked_BA.sum().clamp(min=1)
         with torch.no_grad():
             covered_BAL = (logits_BAL > 0).float()
-            both_BAN = covered_BAL @ masks_BNL.transpose(1, 2)
+            both_BAN = matmul_float32(covered_BAL, masks_BNL.transpose(1, 2))
             either_BAN = covered_BAL.sum(-1, keepdim=True) + masks_BNL.sum(-1)[:, None] - both_BAN
             best_BA = (both_BAN / either_BAN.clamp(min=1) * under_BAN).amax(-1)
         return {
             "grouping": ((entropy_BA + dice_BA / 2) * asked_BA).sum() / total,
             "grouping_miou": (best_BA * asked_BA).sum() / total,
         }
+
+
+def matmul_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The product in float32, also under autocast: bfloat16 rounds a count of pixels from 257 on."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
 
 
 def _squared_distances(anchors_BA: torch.Tensor, side: int) -> torch.Tensor:

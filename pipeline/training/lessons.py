@@ -132,15 +132,15 @@ class Skipped:
         if not known:
             _log.warning("%s", damage)
 
-    def failure(self, stored: StoredEmbedding, error: ImageError) -> None:
+    def failure(self, image_id: int, error: ImageError) -> None:
         """A picture that cannot be read any more."""
         with self._lock:
-            known = stored.image_id in self._failed
-            self._failed.add(stored.image_id)
+            known = image_id in self._failed
+            self._failed.add(image_id)
             count = len(self._failed)
         if not known and count <= _NAMED:
             rest = "; further ones are counted and not named" if count == _NAMED else ""
-            _log.warning("image %d skipped, %s: %s%s", stored.image_id, error.status, error, rest)
+            _log.warning("image %d skipped, %s: %s%s", image_id, error.status, error, rest)
 
 
 class LessonReader:
@@ -255,7 +255,7 @@ class _Rows:
         try:
             return _picture(stored, self._order.store)
         except ImageError as error:
-            self._skipped.failure(stored, error)
+            self._skipped.failure(stored.image_id, error)
             return Failure(str(error))
 
 

@@ -1,6 +1,7 @@
-"""The training loop that both objectives share: AdamW, warm-up and cosine, clipping, EMA, checkpoints, resume.
+"""The training loop that both objectives share.
 
-Without Ray, in one process, or in one of several that `torch.distributed` has joined.
+AdamW or Muon, warm-up and cosine, clipping, EMA, checkpoints, resume; without Ray, in one process, or in one of
+several that `torch.distributed` has joined.
 """
 
 import copy
@@ -14,6 +15,7 @@ from typing import Any, Final, Protocol, Self
 
 import torch
 from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import storage
 from pipeline.errors import Diverged, TrainingDataError
@@ -159,13 +161,20 @@ class Training:
             else:
                 self.average[name].copy_(value)
 
+    @property
+    def _own_objective(self) -> nn.Module:
+        """The objective without what averages its gradients over workers, so that their number may change."""
+        objective = self.objective
+        own: nn.Module = objective.module if isinstance(objective, DistributedDataParallel) else objective
+        return own
+
     def checkpoint(self, settings: Mapping[str, Any]) -> bytes:
         """All that is needed to go on, as bytes. `settings` say what training it is of."""
         buffer = io.BytesIO()
         torch.save(
             {
                 "settings": dict(settings),
-                "objective": self.objective.state_dict(),
+                "objective": self._own_objective.state_dict(),
                 "average": self.average,
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "position": vars(self.position),
@@ -191,7 +200,7 @@ class Training:
                 f"The checkpoint is of another training: {', '.join(differing)}. Choose another output, or pass "
                 "--overwrite to start anew."
             )
-        self.objective.load_state_dict(state["objective"])
+        self._own_objective.load_state_dict(state["objective"])
         self.average = state["average"]
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
@@ -236,7 +245,11 @@ def _of_all_workers(names: tuple[str, ...]) -> list[str]:
 
 
 def _optimizers(objective: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters, or Muon for the matrices of linear layers and AdamW for the others."""
+    """AdamW for all parameters, or Muon for the matrices of linear layers and AdamW for the others.
+
+    Weights decay where they multiply what comes in. Not so biases, TinyViT's attention biases, norms, and the
+    embeddings that are tokens.
+    """
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
@@ -251,8 +264,10 @@ def _optimizers(objective: nn.Module, config: OptimizerConfig) -> list[torch.opt
                 adjust_lr_fn="match_rms_adamw",
             )
         )
-    decayed = [parameter for parameter in trained if parameter.ndim > 1]
-    others = [parameter for parameter in trained if parameter.ndim <= 1]
+    kept = {id(module.weight) for module in objective.modules() if isinstance(module, nn.Embedding)}
+    kept |= {id(p) for name, p in objective.named_parameters() if p.ndim <= 1 or name.endswith("attention_biases")}
+    decayed = [parameter for parameter in trained if id(parameter) not in kept]
+    others = [parameter for parameter in trained if id(parameter) in kept]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -1,0 +1,91 @@
+"""Train, tune and measure the weights that come along, `--model demo`: the recipe of docs/model-card.md.
+
+    python benchmarks/demo_weights.py --bsds BSDS500 --output FOLDER [--device cuda] [--minutes N] [--limit N]
+
+Leaves in FOLDER: `trained.safetensors`, `demo.safetensors` with thresholds and in float16, and `demo.md` with what
+they reach. Started again after a kill, it goes on from the last checkpoint. Needs no Ray.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import torch
+
+ROOT: Final = Path(__file__).parents[1]
+DESCENT: Final = ["--optimizer", "muon", "--learning-rate", "2e-3", "--clip", "1", "--ema-decay", "0.995"]
+EXAMPLES: Final = ["--scenes", "1", "--seed", "0", "--box-share", "0.05", "--grouping", "1"]
+# A step of the last stage costs several times one of the first.
+ON_CPU: Final = [
+    "--stages",
+    "224:16:0.83",
+    "--stages",
+    "512:4:1",
+    "--warmup-steps",
+    "40",
+    "--grouping-steps",
+    "1200",
+]
+ON_GPU: Final = [
+    *("--stages", "224:64:0.75", "--stages", "512:32:1", "--warmup-steps", "100", "--grouping-steps", "1500"),
+    *("--loaders", "12"),
+]
+MINUTES: Final = {"cpu": 97.0, "cuda": 22.0}
+
+
+def main() -> None:
+    """Run the three commands."""
+    options = _options()
+    options.output.mkdir(parents=True, exist_ok=True)
+    trained, demo, report = (
+        options.output / name for name in ("trained.safetensors", "demo.safetensors", "demo.md")
+    )
+    device = options.device
+    minutes = options.minutes or MINUTES[device]
+    if not trained.exists():
+        recipe = [*EXAMPLES, *DESCENT, *(ON_GPU if device == "cuda" else ON_CPU)]
+        _run(
+            "train_model",
+            "--bsds",
+            options.bsds,
+            "--minutes",
+            minutes,
+            *recipe,
+            "--device",
+            device,
+            "--output",
+            trained,
+        )
+    if not demo.exists():
+        chosen = ["--checkpoint", trained, "--output", demo, "--dtype", "float16"]
+        _run("tune_thresholds", *chosen, "--bsds", options.bsds, "--limit", 16, "--points-per-side", 16)
+    measured = ["--checkpoint", demo, "--bsds", options.bsds, "--scenes", options.limit, "--limit", options.limit]
+    _run("evaluate_model", *measured, "--points-per-side", 16, "--peers", "--device", device, "--output", report)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bsds", type=Path, required=True, help="folder of BSDS500")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--device", choices=MINUTES, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, help=f"of training; by default {MINUTES}")
+    parser.add_argument("--limit", type=int, default=100, help="val photographs, and scenes, to measure on")
+    options = parser.parse_args()
+    options.bsds, options.output = options.bsds.resolve(), options.output.resolve()
+    return options
+
+
+def _run(job: str, *arguments: object) -> None:
+    command = ["-m", f"jobs.{job}", *map(str, arguments)]
+    print(f"+ python {shlex.join(command)}", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    print(f"+ {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
