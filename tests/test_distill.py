@@ -618,6 +618,7 @@ class Pair:
         return self
 
 
+@pytest.mark.alone
 def test_two_workers_by_ray_train_do_what_one_would(shared: Path, tmp_path: Path) -> None:
     output = tmp_path / "ray.safetensors"
     flags = ["--store", shared, "--output", output, "--device", "cpu", "--precision", "fp32", "--batch-size", "4"]
@@ -684,6 +685,7 @@ def train_workers(driver: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
+@pytest.mark.alone
 def test_after_a_worker_is_lost_all_go_on_from_the_last_checkpoint(shared: Path, tmp_path: Path) -> None:
     output, log = tmp_path / "ray.safetensors", tmp_path / "log"
     with log.open("w") as stream:
@@ -704,6 +706,7 @@ def test_after_a_worker_is_lost_all_go_on_from_the_last_checkpoint(shared: Path,
     assert load_model(str(output), "cpu").image_size == SIZE
 
 
+@pytest.mark.alone
 def test_what_a_worker_raises_is_the_commands_exit_code(shared: Path, tmp_path: Path) -> None:
     output = tmp_path / "ray.safetensors"
     hopeless = ["--learning-rate", "1e30", "--warmup-steps", "0", "--clip", "0"]

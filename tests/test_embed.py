@@ -13,6 +13,8 @@ from running import jpeg, run, write_jpegs
 from pipeline.model.weights import DEMO, read_checkpoint
 from pipeline.training.store import open_store, read_shard
 
+pytestmark = pytest.mark.alone
+
 
 def flags(folder: Path, output: Path, checkpoint: Path) -> list[str | Path]:
     return ["--images", folder, "--output", output, "--checkpoint", checkpoint]

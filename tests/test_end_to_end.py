@@ -27,6 +27,8 @@ from seeded import PHOTOGRAPHS, ReferenceGenerator, assert_parity, lively_state_
 
 import pipeline
 
+pytestmark = pytest.mark.alone
+
 DETERMINANTS: dict[str, Any] = {
     "images_per_shard": 3,
     "precision": "fp32",

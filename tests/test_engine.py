@@ -16,6 +16,8 @@ from pipeline.errors import IncompleteRun, SettingsError
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:

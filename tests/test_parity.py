@@ -213,6 +213,7 @@ def test_masks_of_trained_weights_with_every_default() -> None:
     both.forget()
 
 
+@pytest.mark.parametrize("setting", ["crops", "regions"])
 @photographs("coffee", "portrait")
 def test_masks_of_trained_weights(name: str, setting: str) -> None:
     thresholds = load_model("demo", device="cpu").thresholds
