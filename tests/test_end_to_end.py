@@ -327,7 +327,7 @@ def test_s3_killed_driver_and_resume(
     assert run("jobs.verify_masks", "--output", f"{bucket}/out").returncode == 0
 
     flags[flags.index(f"{bucket}/out")] = f"{bucket}/undisturbed"
-    flags[flags.index("2")] = "64"
+    flags[flags.index("--images-per-shard") + 1] = "64"
     undisturbed = run(*flags)
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert rows(bucket.removeprefix("s3://") + "/undisturbed", filesystem=filesystem) == found
