@@ -2,8 +2,10 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,17 @@ def run(name: str, *flags: str | Path, **environment: str) -> subprocess.Complet
         timeout=TIMEOUT_S,
         env=os.environ | environment,
     )
+
+
+def kill_at_first_checkpoint(output: Path, name: str, *flags: str | Path) -> None:
+    """Start a command that trains, and end it with SIGKILL as soon as `OUTPUT.training` is there."""
+    process = subprocess.Popen(command(name, *flags), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not Path(f"{output}.training").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"
+    assert not output.exists()
 
 
 def jpeg(index: int, size: tuple[int, int] = (96, 128)) -> bytes:

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from running import TIMEOUT_S, command, make_dataset, run
+from running import TIMEOUT_S, command, kill_at_first_checkpoint, make_dataset, run
 from seeded import PHOTOGRAPHS, reference_sam
 from timm.models import tiny_vit
 from torch import nn
@@ -488,13 +488,7 @@ def test_the_command_killed_and_started_again_without_ray(shared: Path, teacher:
     flags = ["--store", shared, "--device", "cpu", "--precision", "fp32", "--warmup-steps", "4"]
     flags += ["--batch-size", "4", "--steps", "8"]
     output, whole = tmp_path / "killed.safetensors", tmp_path / "whole.safetensors"
-    process = subprocess.Popen(command("jobs.distill", *flags, "--output", output, "--checkpoint-minutes", "1e-9"))
-    deadline = time.monotonic() + TIMEOUT_S
-    while not Path(f"{output}.training").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not output.exists()
+    kill_at_first_checkpoint(output, "jobs.distill", *flags, "--output", output, "--checkpoint-minutes", "1e-9")
     assert 1 <= state_of(output)["position"]["step"] < 8
     for target in (output, whole):
         done = subprocess.run(
@@ -684,7 +678,6 @@ def train_workers(driver: int) -> list[int]:
     return [worker for worker in found if worker in below]
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
 @pytest.mark.alone
 def test_after_a_worker_is_lost_all_go_on_from_the_last_checkpoint(shared: Path, tmp_path: Path) -> None:
     output, log = tmp_path / "ray.safetensors", tmp_path / "log"

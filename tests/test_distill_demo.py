@@ -1,15 +1,12 @@
 """Decoupled distillation of the weights that come along: killed, taken up again, nearer to the teacher."""
 
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 from PIL import Image
-from running import TIMEOUT_S, command, make_dataset, run
+from running import kill_at_first_checkpoint, make_dataset, run
 from seeded import reference_sam
 
 from pipeline.config import AmgConfig, EmbeddingsConfig, ModelConfig
@@ -48,13 +45,7 @@ def test_a_student_of_the_demo_teacher_beats_an_untrained_one(tmp_path: Path) ->
     flags: list[str | Path] = ["--store", store, "--output", output, "--device", "cpu", "--steps", str(STEPS)]
     flags += ["--learning-rate", "2e-3", "--warmup-steps", "10", "--ema-decay", "0.98", "--optimizer", "muon"]
     flags += ["--checkpoint-minutes", "0.05"]
-    process = subprocess.Popen(command("jobs.distill", *flags))
-    deadline = time.monotonic() + TIMEOUT_S
-    while not Path(f"{output}.training").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not output.exists()
+    kill_at_first_checkpoint(output, "jobs.distill", *flags)
     assert 1 <= torch.load(f"{output}.training", weights_only=True)["position"]["step"] < STEPS
     done = run("jobs.distill", *flags)
     assert done.returncode == 0, done.stderr

@@ -5,9 +5,6 @@ import json
 import logging
 import math
 import shutil
-import signal
-import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +18,7 @@ import torch
 from bsds_folder import write_bsds
 from PIL import Image
 from pydantic import ValidationError
-from running import command, make_dataset, rows, run, write_jpegs
+from running import kill_at_first_checkpoint, make_dataset, rows, run, write_jpegs
 from seeded import reference_sam
 from segment_anything.modeling import MaskDecoder
 from torch import distributed, nn
@@ -716,16 +713,7 @@ def test_killed_and_started_again_it_makes_the_same_weights(tmp_path: Path) -> N
     """And they load here, and strictly in the original package."""
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     assert run("jobs.train_model", *flags(whole, 12)).returncode == 0
-    process = subprocess.Popen(
-        command("jobs.train_model", *flags(killed, 12), "--checkpoint-minutes=0.0001"), stderr=subprocess.DEVNULL
-    )
-    checkpoint = tmp_path / "killed.safetensors.training"
-    deadline = time.monotonic() + 200
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not killed.exists()
+    kill_at_first_checkpoint(killed, "jobs.train_model", *flags(killed, 12), "--checkpoint-minutes=0.0001")
     other = run("jobs.train_model", *flags(killed, 12), f"--bsds={write_bsds(tmp_path / 'bsds', ONE, 'train')}")
     assert other.returncode == 3
     assert "bsds (None there" in other.stderr
