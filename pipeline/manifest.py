@@ -175,7 +175,8 @@ def _make_parts(rows: Iterator[ManifestRow], folder: Path, images_per_shard: int
 
 def _put_parts(paths: list[Path], output_uri: str) -> None:
     for part, path in enumerate(paths):
-        storage.write_atomic(_part_uri(output_uri, part), path.read_bytes())
+        with path.open("rb") as file:
+            storage.write_atomic(_part_uri(output_uri, part), file)
     names = {path.name for path in paths}
     folder = _part_uri(output_uri, 0).rpartition("/")[0]
     for name in storage.list_names(folder):

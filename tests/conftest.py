@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from s3server import S3Server, run_s3_server
+from small_distillation import SIZE, write_store
 
 from jobs.seeded_checkpoint import seeded_checkpoint
 
@@ -33,3 +34,23 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     seeded_checkpoint(output=str(path), seed=0, image_size=64)
     return path
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained teacher for 64 x 64 pixels."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    seeded_checkpoint(output=str(path), seed=5, image_size=SIZE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
+    """A store of 22 images in 6 shards, which no test changes."""
+    return write_store(tmp_path_factory.mktemp("shared"), "store", teacher)
+
+
+@pytest.fixture
+def store(tmp_path: Path, teacher: Path) -> Path:
+    """The same, for tests that change it; its pictures are in `store-pictures` beside it."""
+    return write_store(tmp_path, "store", teacher)

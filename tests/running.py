@@ -1,13 +1,15 @@
 """Running the commands as a user does, on pictures made here."""
 
+import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import skimage.data
@@ -56,6 +58,32 @@ def kill_at_first_checkpoint(output: Path, name: str, *flags: str | Path) -> Non
     process.kill()
     assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"
     assert not output.exists()
+
+
+class Process(NamedTuple):
+    """A running process, as /proc shows it."""
+
+    pid: int
+    parent: int
+    command: str
+
+
+def processes_with(text: str) -> list[Process]:
+    """Those with this text in their command lines."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended since
+            words = (folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+            parent = re.search(r"^PPid:\s*(\d+)$", (folder / "status").read_text(), re.MULTILINE)
+            if parent and text in words:
+                found.append(Process(int(folder.name), int(parent[1]), words))
+    return found
+
+
+def ray_workers(driver: int, title: str) -> list[Process]:
+    """Those with that title of the local Ray that a process started; its session is named after the process."""
+    [raylet] = [one for one in processes_with(f"_{driver}/") if "/raylet " in one.command]
+    return [worker for worker in processes_with(title) if worker.parent == raylet.pid]
 
 
 def jpeg(index: int, size: tuple[int, int] = (96, 128)) -> bytes:

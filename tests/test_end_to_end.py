@@ -14,14 +14,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from running import KEEP_ALL, TIMEOUT_S, command, jpeg, rows, run, write_jpegs
+from running import KEEP_ALL, TIMEOUT_S, command, jpeg, processes_with, ray_workers, rows, run, write_jpegs
 from s3server import S3Server
 from seeded import PHOTOGRAPHS, ReferenceGenerator, assert_parity, lively_state_dict, reference_with
 
@@ -85,26 +85,6 @@ def wait_for_shards(output: Path, count: int, process: subprocess.Popen[Any]) ->
         assert process.poll() is None, "the job ended before it could be disturbed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-class Process(NamedTuple):
-    """A running process, as /proc shows it."""
-
-    pid: int
-    parent: int
-    command: str
-
-
-def processes_with(text: str) -> list[Process]:
-    """Those with this text in their command lines."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # ended since
-            words = (folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-            parent = re.search(r"^PPid:\s*(\d+)$", (folder / "status").read_text(), re.MULTILINE)
-            if parent and text in words:
-                found.append(Process(int(folder.name), int(parent[1]), words))
-    return found
 
 
 def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -259,8 +239,7 @@ def test_case_34_a_killed_worker_costs_nothing(tmp_path: Path, tiny_checkpoint: 
         text=True,
     )
     wait_for_shards(disturbed, 2, process)
-    (raylet,) = (one for one in processes_with(f"_{process.pid}/") if "/raylet " in one.command)
-    workers = [worker for worker in processes_with("ray::MapWorker") if worker.parent == raylet.pid]
+    workers = ray_workers(process.pid, "ray::MapWorker")
     assert workers
     for worker in workers:
         os.kill(worker.pid, signal.SIGKILL)
