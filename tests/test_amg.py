@@ -29,8 +29,10 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from pipeline.amg import MaskGenerator, filters, rle
 from pipeline.amg.candidates import Candidates
-from pipeline.amg.resize import MaskResizer
-from pipeline.model.sam import THRESHOLDS, Embedding, Predictions, SamModel
+from pipeline.amg.measure import measure
+from pipeline.amg.resize import full_size_masks
+from pipeline.model.decoder import Image
+from pipeline.model.sam import THRESHOLDS, Embedding, Predictions, PreparedImage, SamModel
 from pipeline.model.weights import seeded_model
 
 IMAGE_SIZE: Final = 256
@@ -96,11 +98,14 @@ class DrawnModel:
         size = ResizeLongestSide.get_preprocess_shape(*rgb_HW3.shape[:2], IMAGE_SIZE)
         return Embedding(torch.tensor([[[corner(rgb_HW3)]]]), rgb_HW3.shape[:2], size)
 
-    def predict(self, embedding: Embedding, points_N2: NDArray[np.float64]) -> Predictions:
-        points = ResizeLongestSide(IMAGE_SIZE).apply_coords(points_N2, embedding.original_size)
-        x, y = embedding.features_1CHW.flatten().tolist()
+    def prepare(self, embedding: Embedding) -> PreparedImage:
+        return PreparedImage(embedding, cast(Image, None))
+
+    def predict(self, image: PreparedImage, points_N2: NDArray[np.float64]) -> Predictions:
+        points = ResizeLongestSide(IMAGE_SIZE).apply_coords(points_N2, image.embedding.original_size)
+        x, y = image.embedding.features_1CHW.flatten().tolist()
         logits, iou = draw((x, y), points)
-        return Predictions(iou, logits, torch.empty(0))
+        return Predictions(image, iou, logits, [])
 
     def upscale(self, predictions: Predictions, wanted_N3: torch.Tensor) -> torch.Tensor:
         return predictions.mask_tokens_N3C[wanted_N3]
@@ -140,11 +145,11 @@ class WithoutMemory(DrawnModel):
         self.error = error
         self.refused = 0
 
-    def predict(self, embedding: Embedding, points_N2: NDArray[np.float64]) -> Predictions:
+    def predict(self, image: PreparedImage, points_N2: NDArray[np.float64]) -> Predictions:
         if len(points_N2) > self.fitting:
             self.refused += 1
             raise self.error(f"{len(points_N2)} prompts")
-        return super().predict(embedding, points_N2)
+        return super().predict(image, points_N2)
 
 
 def ours(rgb: Rgb, model: Any = None, **arguments: Any) -> list[dict[str, Any]]:
@@ -253,7 +258,7 @@ def test_memory_budget_bounds_how_many_masks_are_made_at_once() -> None:
     logits = draw((0, 0), np.array([[9.0, 9.0]] * 10))[0].flatten(0, 1)
 
     def sizes(budget: int) -> list[int]:
-        return [len(masks) for masks in MaskResizer(embedding, IMAGE_SIZE, budget).masks(logits)]
+        return [len(masks) for masks in full_size_masks(logits, embedding, IMAGE_SIZE, budget)]
 
     one_mask = 500 * 400 + 4 * 500 * MASK_SIZE
     assert sizes(GIB) == [30]
@@ -301,15 +306,15 @@ def test_resized_masks_are_those_of_two_interpolations(size: tuple[int, int], im
 
     embedding = Embedding(torch.empty(1), size, (height, width))
     for budget in (1, GIB):
-        resizer = MaskResizer(embedding, image_size, budget)
-        masks = torch.cat(list(resizer.masks(logits[:, 0]))).transpose(1, 2)
+        masks = torch.cat(list(full_size_masks(logits[:, 0], embedding, image_size, budget))).transpose(1, 2)
         differ = masks != (expected > 0)
         assert expected[differ].abs().max().item() < 1e-4 if differ.any() else True
         assert differ.float().mean() < 1e-4
-        measured = resizer.measure(logits[:, 0], 0.5)
+    for offset in (-0.5, 0, 0.5, 2):
+        measured = measure(logits[:, 0], embedding, image_size, offset)
         torch.testing.assert_close(
             measured.stability_score_K,
-            calculate_stability_score(expected, 0.0, 0.5),
+            calculate_stability_score(expected, 0.0, offset),
             atol=1e-4,
             rtol=0,
             equal_nan=True,

@@ -3,19 +3,34 @@
 import pytest
 import torch
 from seeded import lively_state_dict, model_with
+from segment_anything.modeling.common import LayerNorm2d
 
+from pipeline.model import load_model
 from pipeline.model.decoder import FastDecoder
 from pipeline.model.sam import SamModel
 
 Answers = tuple[torch.Tensor, torch.Tensor]
 
 
-def prompts(model: SamModel, count: int, points: int) -> torch.Tensor:
-    coordinates = torch.rand(count, points, 2) * model.image_size
+def prompts(model: SamModel, count: int, kind: str) -> torch.Tensor:
+    corners = torch.rand(count, 2, 2) * model.image_size
+    points = torch.rand(count, int(kind[0]), 2) * model.image_size, torch.randint(0, 2, (count, int(kind[0])))
     sparse: torch.Tensor = model.prompt_encoder(
-        points=(coordinates, torch.randint(0, 2, (count, points))), boxes=None, masks=None
+        points=points if "point" in kind else None, boxes=corners.flatten(1) if "box" in kind else None, masks=None
     )[0]
     return sparse
+
+
+def model_of(weights: str, image_size: int) -> SamModel:
+    """With normalisations that scale and shift, as those of trained weights do."""
+    if weights == "demo":
+        return load_model("demo", device="cpu", image_size=image_size)
+    model = model_with(lively_state_dict(), image_size)
+    for module in model.mask_decoder.modules():
+        if isinstance(module, torch.nn.LayerNorm | LayerNorm2d):
+            module.weight.mul_(torch.rand_like(module.weight) + 0.5)
+            module.bias.add_(torch.randn_like(module.bias) * 0.2)
+    return model
 
 
 def reference(model: SamModel, features: torch.Tensor, sparse: torch.Tensor) -> Answers:
@@ -33,24 +48,28 @@ def fast(
     output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
     image = runner.image(features, model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1), positions)
-    hidden, image_tokens = runner.run(image, positions[0].flatten(1).T, tokens, at_once)
+    hidden, states = runner.run(image, tokens, at_once)
     weights = torch.stack(
         [head(hidden[:, 1 + i]) for i, head in enumerate(decoder.output_hypernetworks_mlps)], dim=1
     )
-    masks = runner.upscaled(image_tokens, weights, model.image_size // 16)
-    return masks, decoder.iou_prediction_head(hidden[:, 0])
+    masks = [
+        runner.upscaled(image, state, part, model.image_size // 16, 40)
+        for state, part in zip(states, torch.split(weights, at_once), strict=True)
+    ]
+    return torch.cat(masks), decoder.iou_prediction_head(hidden[:, 0])
 
 
 @pytest.mark.parametrize("image_size", [64, 256])
-@pytest.mark.parametrize("points", [1, 3])
+@pytest.mark.parametrize("kind", ["1 point", "3 points", "1 box", "2 points and a box"])
 @pytest.mark.parametrize("at_once", [1, 4, 100])
+@pytest.mark.parametrize("weights", ["lively", "demo"])
 @torch.inference_mode()
-def test_float32_answers_are_the_references(image_size: int, points: int, at_once: int) -> None:
+def test_float32_answers_are_the_references(image_size: int, kind: str, at_once: int, weights: str) -> None:
     torch.manual_seed(0)
-    model = model_with(lively_state_dict(), image_size)
+    model = model_of(weights, image_size)
     grid = image_size // 16
     features = torch.randn(1, 256, grid, grid) * 0.5
-    sparse = prompts(model, 9, points)
+    sparse = prompts(model, 9, kind)
     masks, iou = fast(model, features, sparse, at_once, torch.float32)
     expected, expected_iou = reference(model, features, sparse)
     assert masks.shape == expected.shape
@@ -63,7 +82,7 @@ def test_bfloat16_answers_are_near() -> None:
     torch.manual_seed(0)
     model = model_with(lively_state_dict(), 256)
     features = torch.randn(1, 256, 16, 16) * 0.5
-    sparse = prompts(model, 9, 1)
+    sparse = prompts(model, 9, "1 point")
     masks, iou = fast(model, features, sparse, 4, torch.bfloat16)
     expected, expected_iou = reference(model, features, sparse)
     assert masks.dtype == iou.dtype == torch.float32

@@ -42,7 +42,7 @@ def test_every_size_gives_the_references_embedding_and_logits(image_size: int) -
         torch.from_numpy(predictor.transform.apply_coords(points, rgb.shape[:2]))[:, None],
         torch.ones(9, 1, dtype=torch.int),
     )
-    predictions = model.predict(embedding, points)
+    predictions = model.predict(model.prepare(embedding), points)
     torch.testing.assert_close(predictions.iou_N3, iou, atol=1e-4, rtol=0)
     everything = model.upscale(predictions, torch.ones(9, 3, dtype=torch.bool))
     assert everything.shape == (27, model.mask_size, model.mask_size)
@@ -53,7 +53,7 @@ def test_every_size_gives_the_references_embedding_and_logits(image_size: int) -
 def test_only_wanted_masks_are_made_in_their_order() -> None:
     model = model_with(lively_state_dict(), 64)
     rgb = PHOTOGRAPHS["gray"]()
-    predictions = model.predict(model.encode(rgb), grid(3) * 512)
+    predictions = model.predict(model.prepare(model.encode(rgb)), grid(3) * 512)
     everything = model.upscale(predictions, torch.ones(9, 3, dtype=torch.bool)).view(9, 3, 16, 16)
     wanted = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 0], *[[0, 0, 0]] * 5, [1, 1, 1]], dtype=torch.bool)
     torch.testing.assert_close(model.upscale(predictions, wanted), everything[wanted], atol=1e-4, rtol=1e-4)
@@ -112,7 +112,7 @@ def test_bfloat16_is_close_to_float32_and_not_the_same() -> None:
     difference = (embeddings[0].features_1CHW - embeddings[1].features_1CHW).abs().mean()
     assert 1e-4 < difference < 0.1
     ious = [
-        model.predict(embedding, grid(3) * [600, 400]).iou_N3
+        model.predict(model.prepare(embedding), grid(3) * [600, 400]).iou_N3
         for model, embedding in zip((exact, fast), embeddings, strict=True)
     ]
     assert all(iou.dtype == torch.float32 for iou in ious)
@@ -161,7 +161,7 @@ def test_the_original_sam_gives_its_own_embedding_and_answers(tmp_path: Path) ->
         torch.from_numpy(predictor.transform.apply_coords(points, (512, 300)))[:, None],
         torch.ones(1, 1, dtype=torch.int),
     )
-    predictions = model.predict(embedding, points)
+    predictions = model.predict(model.prepare(embedding), points)
     torch.testing.assert_close(predictions.iou_N3, iou, atol=1e-4, rtol=0)
     made = model.upscale(predictions, torch.ones(1, 3, dtype=torch.bool))
     torch.testing.assert_close(made, logits[0], atol=1e-4, rtol=0)

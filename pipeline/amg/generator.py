@@ -15,11 +15,12 @@ from segment_anything.utils.amg import build_all_layer_point_grids, generate_cro
 from pipeline.amg import filters, rle
 from pipeline.amg.candidates import Candidates, concatenate
 from pipeline.amg.mask import Mask
+from pipeline.amg.measure import measure
 from pipeline.amg.regions import without_small_regions
-from pipeline.amg.resize import MaskResizer
+from pipeline.amg.resize import full_size_masks
 from pipeline.config import AmgConfig
 from pipeline.model.memory import is_out_of_memory
-from pipeline.model.sam import Embedding, SamModel
+from pipeline.model.sam import Embedding, PreparedImage, SamModel
 
 
 class MaskGenerator:
@@ -101,20 +102,22 @@ class MaskGenerator:
         image_size = rgb_HW3.shape[:2]
         left, top, right, bottom = crop_box_xyxy
         embedding = embedding or self.model.encode(rgb_HW3[top:bottom, left:right])
-        resizer = MaskResizer(embedding, self.model.image_size, self.config.memory_budget)
+        image = self.model.prepare(embedding)
         points_N2 = grid_N2 * [right - left, bottom - top]
         step = self.config.points_per_batch
         candidates = concatenate(
             [
                 filters.whole(part, crop_box_xyxy, image_size)
                 for start in range(0, len(points_N2), step)
-                for part in self._candidates(embedding, resizer, points_N2, slice(start, start + step))
+                for part in self._candidates(image, points_N2, slice(start, start + step))
             ]
         )
         candidates = filters.distinct(candidates, self.config.box_nms_thresh)
         rles = [
             encoded
-            for masks in resizer.masks(candidates.logits_NSS)
+            for masks in full_size_masks(
+                candidates.logits_NSS, embedding, self.model.image_size, self.config.memory_budget
+            )
             for encoded in rle.encode_in_image(masks, crop_box_xyxy, image_size)
         ]
         boxes = candidates.boxes_N4_xyxy.cpu() + torch.tensor([left, top, left, top])
@@ -132,11 +135,11 @@ class MaskGenerator:
         ]
 
     def _candidates(
-        self, embedding: Embedding, resizer: MaskResizer, points_N2: NDArray[np.float64], prompts: slice
+        self, image: PreparedImage, points_N2: NDArray[np.float64], prompts: slice
     ) -> list[Candidates]:
         """The confident, stable candidates of some prompts; of half as many at a time if memory runs out."""
         try:
-            return [self._candidates_at_once(embedding, resizer, points_N2, prompts)]
+            return [self._candidates_at_once(image, points_N2, prompts)]
         except (RuntimeError, MemoryError) as error:
             start, stop, _ = prompts.indices(len(points_N2))
             if stop - start == 1 or not is_out_of_memory(error):
@@ -146,18 +149,18 @@ class MaskGenerator:
         return [
             part
             for half in (slice(start, middle), slice(middle, stop))
-            for part in self._candidates(embedding, resizer, points_N2, half)
+            for part in self._candidates(image, points_N2, half)
         ]
 
     def _candidates_at_once(
-        self, embedding: Embedding, resizer: MaskResizer, points_N2: NDArray[np.float64], prompts: slice
+        self, image: PreparedImage, points_N2: NDArray[np.float64], prompts: slice
     ) -> Candidates:
-        predictions = self.model.predict(embedding, points_N2[prompts])
+        predictions = self.model.predict(image, points_N2[prompts])
         iou_N3 = predictions.iou_N3
         threshold = self.config.pred_iou_thresh or 0
         confident_N3 = iou_N3 > (threshold if threshold > 0 else -torch.inf)
         logits = self.model.upscale(predictions, confident_N3)
-        measured = resizer.measure(logits, self.config.stability_score_offset)
+        measured = measure(logits, image.embedding, self.model.image_size, self.config.stability_score_offset)
         prompts_N = confident_N3.nonzero()[:, 0] + prompts.start
         candidates = Candidates(logits, iou_N3[confident_N3], *measured, prompts_N)
         return filters.stable(candidates, self.config.stability_score_thresh or 0)

@@ -77,7 +77,7 @@ def observe(model: SamModel) -> dict[str, Any]:
     embedding = model.encode(picture[top:bottom, left:right])
     corner = np.array([left, top])
     points = _GRID * [right - left, bottom - top]
-    iou_N3 = model.predict(embedding, points).iou_N3
+    iou_N3 = model.predict(model.prepare(embedding), points).iou_N3
     if not (embedding.features_1CHW.isfinite().all() and iou_N3.isfinite().all()):
         raise SelfCheckError("What the model makes of the known picture is not finite.")
     generator = MaskGenerator(model, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.amg.resize import MaskResizer
+from pipeline.amg.resize import full_size_masks
 from pipeline.config import AmgConfig
 from pipeline.model.sam import Embedding, SamModel
 
@@ -82,9 +82,9 @@ def answer(model: SamModel, embedding: Embedding, points_NP2: NDArray[np.float64
         config: Its `memory_budget` is kept while masks are resized.
     """
     iou_N3, logits_N3SS = decode(model, embedding, points_NP2)
-    resizer = MaskResizer(embedding, model.image_size, config.memory_budget)
     height, width = embedding.original_size
-    masks_KWH = np.concatenate([masks.cpu().numpy() for masks in resizer.masks(logits_N3SS.flatten(0, 1))])
+    chunks = full_size_masks(logits_N3SS.flatten(0, 1), embedding, model.image_size, config.memory_budget)
+    masks_KWH = np.concatenate([masks.cpu().numpy() for masks in chunks])
     masks_KHW = np.ascontiguousarray(masks_KWH.transpose(0, 2, 1))
     return Answers(masks_KHW.reshape(-1, 3, height, width), iou_N3.cpu().double().numpy())
 
@@ -107,7 +107,7 @@ def decode(
         Predicted IoU N x 3, and logits N x 3 x S/4 x S/4.
     """
     if points_NP2.shape[1] == 1:
-        predictions = model.predict(embedding, points_NP2[:, 0])
+        predictions = model.predict(model.prepare(embedding), points_NP2[:, 0])
         logits = model.upscale(predictions, torch.ones_like(predictions.iou_N3, dtype=torch.bool))
         return predictions.iou_N3, logits.reshape(-1, 3, *logits.shape[1:])
     original, resized = embedding.original_size, embedding.input_size

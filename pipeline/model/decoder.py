@@ -1,18 +1,26 @@
 """SAM's mask decoder, shaped for many prompts of one image: the reference's weights and answers, less work.
 
-`segment_anything.modeling.MaskDecoder` treats prompts as if each had an image of its own. Here
+`segment_anything.modeling.MaskDecoder` treats prompts as if each had an image of its own, and stores the image's
+tokens, C = 256 channels at L = 4096 places, for every prompt after every step. Here a prompt's image tokens are
+never stored. T tokens change them by attention in 8 heads, which is a matrix of rank 8 T, and layer normalisation
+scales each place. So after any number of layers they are
 
-* what the first layer makes of the image alone is made once: keys and values for the tokens, and the queries
-  that they answer;
-* the image's update by T tokens in 8 heads is a matrix of rank 8 T: softmax weights (L x 8T) times the tokens'
-  values, already through the output projection (8T x 256);
-* the three projections of an image token in the second layer are one, and those of its position come from a table;
-* upscaling is a chain of matrix products on tokens, for masks that are wanted only.
+    X = s U + Bᵀ R + c
 
-Every attention is a pair of matrix products over all heads at once: the tokens' side is laid out block by block,
-so that a head sees only its own channels. That multiplies some zeros, and is faster than eight thin products.
+with U (C x L) the image's own, the same for every prompt, c (C) the weights' own, and for each prompt a scale
+s (L), rows R (r x L) and a basis B (r x C). After the first layer r is 8 T + 1, after the second 16 T + 2; the
+extra rows are for the constants that a layer normalisation scales.
 
-L image tokens, T tokens a prompt, C = 256 channels, N prompts.
+* A linear map of X, such as keys, values and queries, is the map of U and of c, made once an image, and that of B,
+  which is small. Keys are not stored either: their products with T queries are made directly.
+* X is normalised without being made. Its mean goes away when U, B and c are centred over the channels; its
+  variance is |s U + Bᵀ R + c|² / C, whose parts are products of shared tables, of rows, and of B Bᵀ (r x r).
+* Masks are upscaled for prompts that are wanted only, from R.
+
+All of this is the reference's arithmetic in another order; in float32 the answers differ by rounding.
+
+Tensors have the L places last, because every step over them is then a matrix product or a pass over contiguous
+memory. N prompts, T tokens a prompt, C channels, h heads of d channels, r rows.
 """
 
 import math
@@ -21,20 +29,77 @@ from typing import Any, cast
 
 import torch
 from segment_anything.modeling import MaskDecoder
-from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Image tokens of N prompts: scale * U + basisᵀ rows + c. U and c are the image's and the weights'."""
+
+    scale_N1L: torch.Tensor
+    rows_NrL: torch.Tensor
+    basis_NrC: torch.Tensor
+
+    def select(self, keep: torch.Tensor) -> "ImageTokens":
+        """Those of the prompts that a bool mask names."""
+        if keep.all():
+            return self
+        return ImageTokens(self.scale_N1L[keep], self.rows_NrL[keep], self.basis_NrC[keep])
+
+    def __len__(self) -> int:
+        return len(self.scale_N1L)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map of image tokens, as far as it is the same for all prompts; by heads."""
+
+    weight_hdC: torch.Tensor
+    shared_hdL: torch.Tensor
+    """Of U; where tokens are the image's own, with the rest."""
+    rest_hdL: torch.Tensor | None
+    """Of c and of the positions, and the bias; None where it is part of `shared_hdL`."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What the normalisation after a layer needs: Y = s U + Bᵀ R + k, centred over the channels."""
+
+    dots_hdL: tuple[torch.Tensor, ...]
+    """Products with U of a basis that is made of values: those of each layer so far."""
+    constant_dots_1L: tuple[torch.Tensor, ...]
+    """Products with U of the constant rows: of each layer so far, k last."""
+    energy_L: torch.Tensor
+    """|U|²"""
+    constant_C: torch.Tensor
+    """k"""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Shared tables of one layer."""
+
+    keys: Projection
+    values: Projection
+    queries: Projection
+    basis_hdC: torch.Tensor
+    """What values of tokens become in the basis: the output projection, centred over the channels."""
+    norm: Norm
 
 
 @dataclass(frozen=True)
 class Image:
     """What all prompts of one image share."""
 
-    tokens_LC: torch.Tensor
-    """Embedding and dense prompt embedding."""
-    keys_Li: torch.Tensor
-    """Of the first layer's attention from tokens to image; i = 128 channels of all heads."""
-    values_Li: torch.Tensor
-    queries_Li: torch.Tensor
-    """Of the first layer's attention from image to tokens."""
+    layers: tuple[Layer, ...]
+    keys: Projection
+    """Of the last attention."""
+    values: Projection
+    upscaling_oC: torch.Tensor
+    """The first transposed convolution as a linear map, centred over its channels as the norm after it asks."""
+    upscaling_shared_oL: torch.Tensor
+    """The same of U."""
+    upscaling_rest_o1: torch.Tensor
+    """The same of c, with its bias."""
 
 
 class FastDecoder:
@@ -44,7 +109,7 @@ class FastDecoder:
         """Take the weights.
 
         Args:
-            decoder: Of segment-anything, with two layers.
+            decoder: Of segment-anything.
             dtype: Of the arithmetic on image tokens; tokens of prompts are float32.
         """
         self._decoder, self._dtype = decoder, dtype
@@ -57,165 +122,262 @@ class FastDecoder:
             dense_1CHW: Dense prompt embedding, the same for all prompts.
             positions_1CHW: Dense positional encoding.
         """
-        layer = self._layers[0]
-        tokens_LC = (features_1CHW + dense_1CHW)[0].flatten(1).T.to(self._dtype)
-        with_positions = tokens_LC + positions_1CHW[0].flatten(1).T.to(self._dtype)
-        to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        positions_CL = positions_1CHW[0].flatten(1)
+        own_CL = (features_1CHW + dense_1CHW)[0].flatten(1)  # U
+        rest_C: torch.Tensor | None = None  # c; None where X is U
+        layers: list[Layer] = []
+        bases: list[torch.Tensor] = []  # what values become in the basis, C x hd, of each layer so far
+        constants: list[torch.Tensor] = []
+        for layer in self._decoder.transformer.layers:
+            read, answer = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+            keys, queries = (
+                self._projection(map_, read.num_heads, own_CL, rest_C, positions_CL)
+                for map_ in (read.k_proj, answer.q_proj)
+            )
+            values = self._projection(read.v_proj, read.num_heads, own_CL, rest_C)
+            output = answer.out_proj
+            own_CL = _centred(own_CL)
+            bases = [_centred(basis) for basis in (*bases, output.weight)]
+            constants = [
+                *map(_centred, constants),
+                _centred(output.bias if rest_C is None else rest_C + output.bias),
+            ]
+            norm = Norm(
+                tuple(self._by_head(basis.T @ own_CL, answer.num_heads) for basis in bases),
+                tuple((constant @ own_CL)[None].to(self._dtype) for constant in constants),
+                own_CL.square().sum(0),
+                constants[-1],
+            )
+            basis_hdC = bases[-1].T.reshape(answer.num_heads, -1, len(output.weight))
+            layers.append(Layer(keys, values, queries, basis_hdC, norm))
+            gain_C1 = layer.norm4.weight[:, None]
+            own_CL = own_CL * gain_C1
+            bases = [basis * gain_C1 for basis in bases]
+            constants = [constant * layer.norm4.weight for constant in constants]
+            rest_C = layer.norm4.bias
+        last = self._decoder.transformer.final_attn_token_to_image
+        convolution, *_ = cast(Any, self._decoder.output_upscaling)
+        weight_oC, bias_o = _as_linear(convolution)
+        weight_oC = _centred(weight_oC.view(-1, 4, weight_oC.shape[1])).flatten(0, 1)
+        rest_o = _centred(bias_o.view(-1, 4)).flatten() + (0 if rest_C is None else weight_oC @ rest_C)
         return Image(
-            tokens_LC,
-            self._linear(to_image.k_proj, with_positions),
-            self._linear(to_image.v_proj, tokens_LC),
-            self._linear(to_tokens.q_proj, with_positions),
+            tuple(layers),
+            self._projection(last.k_proj, last.num_heads, own_CL, rest_C, positions_CL),
+            self._projection(last.v_proj, last.num_heads, own_CL, rest_C),
+            weight_oC,
+            (weight_oC @ own_CL).to(self._dtype),
+            rest_o[:, None].to(self._dtype),
         )
 
-    def run(
-        self, image: Image, positions_LC: torch.Tensor, prompts_NTC: torch.Tensor, at_once: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, image: Image, prompts_NTC: torch.Tensor, at_once: int) -> tuple[torch.Tensor, list[ImageTokens]]:
         """The two-way transformer.
 
         Args:
             image: Prepared.
-            positions_LC: Dense positional encoding.
             prompts_NTC: Output tokens and sparse prompt embeddings of N prompts.
             at_once: Prompts whose image tokens are worked on together; changes speed only.
 
         Returns:
-            Tokens N x T x C in float32, and image tokens N x L x C, as `TwoWayTransformer` returns them.
+            Tokens N x T x C in float32, and image tokens, of `at_once` prompts in each item.
         """
-        image_NLC = image.tokens_LC.new_empty(len(prompts_NTC), *image.tokens_LC.shape)
-        tokens_NTC = torch.empty_like(prompts_NTC)
-        for start in range(0, len(prompts_NTC), at_once):
-            part = slice(start, start + at_once)
-            tokens_NTC[part], image_NLC[part] = self._run(image, positions_LC, prompts_NTC[part])
-        return tokens_NTC, image_NLC
-
-    def _run(
-        self, image: Image, positions_LC: torch.Tensor, prompts_NTC: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        first, second = self._layers
         transformer = self._decoder.transformer
-        tokens = first.norm1(first.self_attn(prompts_NTC, prompts_NTC, prompts_NTC))
-        attention = first.cross_attn_token_to_image
-        tokens = self._attend(attention, tokens, prompts_NTC, image.keys_Li, image.values_Li)
-        tokens = first.norm3((tokens := first.norm2(tokens)) + first.mlp(tokens))
-        keys_NLC = self._updated(first, image.queries_Li, tokens, prompts_NTC, image.tokens_LC)
-
-        attention, answer = second.cross_attn_token_to_image, second.cross_attn_image_to_token
-        width = attention.k_proj.out_features
-        projected = self._projected(keys_NLC, positions_LC, attention.k_proj, answer.q_proj, attention.v_proj)
-        keys_NLi, queries_NLi, values_NLi = torch.split(projected, width, dim=-1)
-        mixed = tokens + prompts_NTC
-        tokens = second.norm1(tokens + second.self_attn(mixed, mixed, tokens))
-        tokens = self._attend(attention, tokens, prompts_NTC, keys_NLi, values_NLi)
-        tokens = second.norm3((tokens := second.norm2(tokens)) + second.mlp(tokens))
-        keys_NLC = self._updated(second, queries_NLi, tokens, prompts_NTC, keys_NLC)
-
+        tokens = prompts_NTC
+        states = [self._image_tokens(image, len(part)) for part in torch.split(tokens, at_once)]
+        values: list[torch.Tensor] = []
+        for layer, tables in zip(transformer.layers, image.layers, strict=True):
+            mixed = tokens if layer.skip_first_layer_pe else tokens + prompts_NTC
+            attended = layer.self_attn(mixed, mixed, tokens)
+            tokens = layer.norm1(attended if layer.skip_first_layer_pe else tokens + attended)
+            attention = layer.cross_attn_token_to_image
+            read = self._read(attention, tables.keys, tables.values, tokens + prompts_NTC, states)
+            tokens = layer.norm2(tokens + read)
+            tokens = layer.norm3(tokens + layer.mlp(tokens))
+            attention = layer.cross_attn_image_to_token
+            keys = _heads(attention.k_proj(tokens + prompts_NTC), attention.num_heads)
+            values.append(_heads(attention.v_proj(tokens), attention.num_heads))
+            states = self._updated(layer, tables, keys, values, states)
         attention = transformer.final_attn_token_to_image
-        projected = self._projected(keys_NLC, positions_LC, attention.k_proj, attention.v_proj)
-        keys_NLi, values_NLi = torch.split(projected, width, dim=-1)
-        tokens = self._attend(attention, tokens, prompts_NTC, keys_NLi, values_NLi)
-        return transformer.norm_final_attn(tokens), keys_NLC
+        tokens = tokens + self._read(attention, image.keys, image.values, tokens + prompts_NTC, states)
+        return transformer.norm_final_attn(tokens), states
 
-    def upscaled(self, image_NLC: torch.Tensor, weights_NMc: torch.Tensor, side: int) -> torch.Tensor:
+    def upscaled(
+        self, image: Image, tokens: ImageTokens, weights_NMc: torch.Tensor, side: int, places: int
+    ) -> torch.Tensor:
         """Masks from image tokens and the hypernetworks' weights.
 
         Args:
-            image_NLC: Of `run`; L = side x side.
+            image: Prepared.
+            tokens: Image tokens, L = side x side.
             weights_NMc: One row of 32 channels a mask, M masks a prompt.
             side: Of the embedding.
+            places: Of the L at a time, as whole rows of the embedding, one at least; changes speed only.
 
         Returns:
             Logits N x M x 4 side x 4 side, float32.
         """
-        convolution, norm, activation, last, _ = cast(Any, self._decoder.output_upscaling)
-        first_NLpd = self._transposed(convolution, image_NLC)
-        normed = _layer_norm(first_NLpd, norm)
-        second_NLpqc = activation(self._transposed(last, activation(normed)))
-        count, masks = weights_NMc.shape[:2]
-        flat = second_NLpqc.flatten(1, 3)
-        logits = torch.bmm(weights_NMc.to(self._dtype), flat.transpose(1, 2)).float()
-        # Image tokens y, x; then the pixel of a token, and the pixel of that pixel, each as y, x.
-        grid = logits.view(count, masks, side, side, 2, 2, 2, 2)
-        return grid.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(count, masks, 4 * side, 4 * side)
+        _, norm, activation, last, _ = cast(Any, self._decoder.output_upscaling)
+        count, masks, _ = weights_NMc.shape
+        weights = weights_NMc.to(self._dtype)
+        by_row_Nor = (image.upscaling_oC @ tokens.basis_NrC.transpose(1, 2)).to(self._dtype)
+        last_oc, last_bias_o = (tensor.to(self._dtype) for tensor in _as_linear(last))
+        scale_N1L = tokens.scale_N1L.to(self._dtype)
+        # Rows of the embedding, of a token's pixels and of their pixels; then columns.
+        logits = torch.empty(count, masks, side, 2, 2, side, 2, 2, device=weights.device)
+        step = max(1, places // side)
+        for top in range(0, side, step):
+            rows = slice(top, top + step)
+            strip = slice(top * side, (top + step) * side)
+            first_NoL = (scale_N1L[:, :, strip] * image.upscaling_shared_oL[:, strip]).add_(
+                image.upscaling_rest_o1
+            )
+            first_NoL = torch.baddbmm(first_NoL, by_row_Nor, tokens.rows_NrL[:, :, strip])
+            first_Ncp = first_NoL.view(count, len(norm.weight), -1)  # c 64, p 4 pixels of each token
+            variance_N1p = first_Ncp.square().mean(1, keepdim=True, dtype=torch.float32)
+            first_Ncp = first_Ncp.mul_(variance_N1p.add_(norm.eps).rsqrt_().to(self._dtype))
+            first_Ncp = first_Ncp.mul_(norm.weight[:, None]).add_(norm.bias[:, None])
+            second_Nop = torch.bmm(last_oc.expand(count, -1, -1), activation(first_Ncp)).add_(last_bias_o[:, None])
+            second_Ncq = activation(second_Nop).view(count, weights.shape[2], -1)  # q 16 pixels of each token
+            made = torch.bmm(weights, second_Ncq).view(count, masks, 2, 2, 2, 2, -1, side)
+            logits[:, :, rows] = made.permute(0, 1, 6, 4, 2, 7, 5, 3)
+        return logits.view(count, masks, 4 * side, 4 * side)
 
-    @property
-    def _layers(self) -> Any:
-        return self._decoder.transformer.layers
+    def _projection(
+        self,
+        map_: Any,
+        heads: int,
+        own_CL: torch.Tensor,
+        rest_C: torch.Tensor | None,
+        positions_CL: torch.Tensor | None = None,
+    ) -> Projection:
+        """Tables of a linear layer on image tokens that are U, or s U + Bᵀ R + c."""
+        weight, bias = map_.weight, map_.bias
+        rest = bias[:, None]
+        if rest_C is not None:
+            rest = rest + (weight @ rest_C)[:, None]
+        if positions_CL is not None:
+            rest = rest + weight @ positions_CL
+        shared = weight @ own_CL
+        by_head = weight.view(heads, -1, weight.shape[1])
+        if rest_C is None:
+            return Projection(by_head, self._by_head(shared + rest, heads), None)
+        return Projection(by_head, self._by_head(shared, heads), self._by_head(rest, heads))
 
-    def _linear(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, layer.weight.to(self._dtype), layer.bias.to(self._dtype))
+    def _by_head(self, table: torch.Tensor, heads: int) -> torch.Tensor:
+        return table.view(heads, -1, table.shape[1]).to(self._dtype)
 
-    def _projected(self, keys_NLC: torch.Tensor, positions_LC: torch.Tensor, *layers: Any) -> torch.Tensor:
-        """Several projections of image tokens at once; all but the last also of their positions."""
-        weight = torch.cat([layer.weight for layer in layers])
-        table = torch.cat(
-            [F.linear(positions_LC, layer.weight, layer.bias) for layer in layers[:-1]]
-            + [layers[-1].bias.expand(len(positions_LC), -1)],
-            dim=1,
-        )
-        return (keys_NLC @ weight.T.to(self._dtype)).add_(table.to(self._dtype))
+    def _image_tokens(self, image: Image, count: int) -> ImageTokens:
+        """The image's own, before any layer."""
+        places = image.upscaling_shared_oL.shape[1]
+        channels = image.keys.weight_hdC.shape[2]
+        new = image.upscaling_shared_oL.new_empty
+        scale = torch.ones(count, 1, places, device=image.upscaling_shared_oL.device)
+        return ImageTokens(scale, new(count, 0, places), scale.new_empty(count, 0, channels))
 
-    def _attend(
+    def _read(
         self,
         attention: Any,
-        tokens_NTC: torch.Tensor,
-        positions_NTC: torch.Tensor,
-        keys_Li: torch.Tensor,
-        values_Li: torch.Tensor,
+        keys: Projection,
+        values: Projection,
+        queries_NTC: torch.Tensor,
+        states: list[ImageTokens],
     ) -> torch.Tensor:
-        """Tokens plus what they read from the image, whose keys and values may be one prompt's (N x L x i)."""
-        heads = attention.num_heads
-        queries_NTi = attention.q_proj(tokens_NTC + positions_NTC)
-        count, length, width = queries_NTi.shape
-        scale = 1 / math.sqrt(width // heads)
-        blocks_Nri = _in_blocks(queries_NTi * scale, heads).to(self._dtype)
-        weights_NrL = torch.softmax(torch.matmul(blocks_Nri, keys_Li.transpose(-1, -2)), dim=-1)
-        read_Nri = torch.matmul(weights_NrL, values_Li).float()
-        own_NTdh = read_Nri.view(count, heads, length, heads, width // heads).diagonal(dim1=1, dim2=3)
-        attended: torch.Tensor = attention.out_proj(own_NTdh.transpose(2, 3).flatten(2))
-        return tokens_NTC + attended
+        """What tokens read from the image."""
+        queries_NhTd = _heads(attention.q_proj(queries_NTC), attention.num_heads)
+        queries_NhTd = queries_NhTd / math.sqrt(queries_NhTd.shape[-1])
+        parts = torch.split(queries_NhTd, len(states[0]))
+        read_NhTd = torch.cat(
+            [self._read_some(keys, values, part, state) for part, state in zip(parts, states, strict=True)]
+        )
+        read: torch.Tensor = attention.out_proj(read_NhTd.transpose(1, 2).flatten(2))
+        return read
+
+    def _read_some(
+        self, keys: Projection, values: Projection, queries_NhTd: torch.Tensor, state: ImageTokens
+    ) -> torch.Tensor:
+        weights_NhTL = torch.softmax(self._scores(queries_NhTd, keys, state), dim=-1)
+        shared_hLd = values.shared_hdL.transpose(1, 2)
+        if values.rest_hdL is None:
+            return _per_head(weights_NhTL, shared_hLd).float()
+        by_row_Nrr = torch.bmm(weights_NhTL.flatten(1, 2), state.rows_NrL.transpose(1, 2)).float()
+        through_NhTC = torch.bmm(by_row_Nrr, state.basis_NrC).view(*queries_NhTd.shape[:3], -1)
+        read = _per_head(weights_NhTL.mul_(state.scale_N1L[:, None].to(self._dtype)), shared_hLd).float()
+        read = read + _per_head(through_NhTC, values.weight_hdC.transpose(1, 2))
+        return read + values.rest_hdL.transpose(1, 2)
+
+    def _scores(self, tokens_NhTd: torch.Tensor, projection: Projection, state: ImageTokens) -> torch.Tensor:
+        """Products of tokens with projected image tokens, N x h x T x L."""
+        few_NhTd = tokens_NhTd.to(self._dtype)
+        scores = _per_head(few_NhTd, projection.shared_hdL)
+        if projection.rest_hdL is None:
+            return scores
+        scores = scores.mul_(state.scale_N1L[:, None].to(self._dtype)).add_(
+            _per_head(few_NhTd, projection.rest_hdL)
+        )
+        through_NrC = _per_head(tokens_NhTd, projection.weight_hdC).flatten(1, 2)
+        by_row_Nrr = torch.bmm(through_NrC, state.basis_NrC.transpose(1, 2)).to(self._dtype)
+        return torch.baddbmm(scores.flatten(1, 2), by_row_Nrr, state.rows_NrL).view_as(scores)
 
     def _updated(
         self,
         layer: Any,
-        queries_Li: torch.Tensor,
-        tokens_NTC: torch.Tensor,
-        positions_NTC: torch.Tensor,
-        image_LC: torch.Tensor,
-    ) -> torch.Tensor:
-        """Image tokens N x L x C after they have read from the tokens, normalised."""
-        attention = layer.cross_attn_image_to_token
-        heads = attention.num_heads
-        keys_NTi = attention.k_proj(tokens_NTC + positions_NTC)
-        scale = 1 / math.sqrt(keys_NTi.shape[2] // heads)
-        blocks_Nri = _in_blocks(keys_NTi * scale, heads).to(self._dtype)
-        scores_NLr = torch.matmul(queries_Li, blocks_Nri.transpose(1, 2))
-        by_head = scores_NLr.view(*scores_NLr.shape[:2], heads, -1)
-        weights_NLr = torch.softmax(by_head, dim=-1).flatten(2)
-        # Each head's values times its own columns of the output projection: 8T x C.
-        values_NTi = attention.v_proj(tokens_NTC)
-        through_NrC = _in_blocks(values_NTi, heads) @ attention.out_proj.weight.T
-        update = torch.matmul(weights_NLr, through_NrC.to(self._dtype))
-        update += image_LC
-        update += attention.out_proj.bias.to(self._dtype)
-        return _layer_norm(update, layer.norm4)
+        tables: Layer,
+        keys_NhTd: torch.Tensor,
+        values: list[torch.Tensor],
+        states: list[ImageTokens],
+    ) -> list[ImageTokens]:
+        """Image tokens after they have read from the tokens, normalised; `values` of each layer so far."""
+        keys_NhTd = keys_NhTd / math.sqrt(keys_NhTd.shape[-1])
+        parts = zip(*(torch.split(tensor, len(states[0])) for tensor in (keys_NhTd, *values)), strict=True)
+        return [
+            self._updated_some(layer.norm4, tables, state, keys, few)
+            for state, (keys, *few) in zip(states, parts, strict=True)
+        ]
 
-    def _transposed(self, convolution: Any, x: torch.Tensor) -> torch.Tensor:
-        """A transposed convolution of kernel 2 and stride 2, token by token: ... x C to ... x 4 x c."""
-        weight = convolution.weight  # C c 2 2
-        columns = weight.permute(2, 3, 1, 0).flatten(0, 2).to(self._dtype)  # (2 2 c) C
-        y = F.linear(x, columns, convolution.bias.repeat(4).to(self._dtype))
-        return y.view(*y.shape[:-1], 4, weight.shape[1])
+    def _updated_some(
+        self, norm: Any, tables: Layer, state: ImageTokens, keys_NhTd: torch.Tensor, values: list[torch.Tensor]
+    ) -> ImageTokens:
+        weights_NrL = torch.softmax(self._scores(keys_NhTd, tables.queries, state), dim=2).flatten(1, 2)
+        count, _, places = weights_NrL.shape
+        rows_NrL = torch.cat([state.rows_NrL, weights_NrL, weights_NrL.new_ones(count, 1, places)], dim=1)
+        own_NrC = _per_head(values[-1], tables.basis_hdC).flatten(1, 2)
+        constant_N1C = tables.norm.constant_C.expand(count, 1, -1)
+        basis_NrC = torch.cat([_centred(state.basis_NrC, 2), own_NrC, constant_N1C], dim=1)
+        # |Y|² of Y = s U + Bᵀ R: s² |U|², and for each row R times 2 s B U + B Bᵀ R.
+        gram_Nrr = torch.bmm(basis_NrC, basis_NrC.transpose(1, 2)).to(self._dtype)
+        products_NrL = torch.bmm(gram_Nrr, rows_NrL)
+        parts = torch.split(rows_NrL, [part for few in values for part in (few.shape[1] * few.shape[2], 1)], dim=1)
+        own_N1L = tables.norm.energy_L * state.scale_N1L
+        for few, dots, constant_dots, part, constant in zip(
+            values, tables.norm.dots_hdL, tables.norm.constant_dots_1L, parts[::2], parts[1::2], strict=True
+        ):
+            shared_NrL = _per_head(few.to(self._dtype), dots).flatten(1, 2).mul_(part)
+            own_N1L += 2 * shared_NrL.sum(1, keepdim=True, dtype=torch.float32)
+            own_N1L += 2 * constant_dots * constant
+        energy_N1L = products_NrL.mul_(rows_NrL).sum(1, keepdim=True, dtype=torch.float32)
+        energy_N1L += own_N1L.mul_(state.scale_N1L)
+        scale_N1L = energy_N1L.clamp_(min=0).div_(basis_NrC.shape[2]).add_(norm.eps).rsqrt_()
+        return ImageTokens(
+            state.scale_N1L * scale_N1L, rows_NrL.mul_(scale_N1L.to(self._dtype)), basis_NrC * norm.weight
+        )
 
 
-def _in_blocks(x_NTi: torch.Tensor, heads: int) -> torch.Tensor:
-    """N x T x i to N x (heads T) x i: row h T + t has the channels of head h of token t, and zeros elsewhere."""
-    count, length, width = x_NTi.shape
-    blocks = x_NTi.new_zeros(count, heads, length, heads, width // heads)
-    blocks.diagonal(dim1=1, dim2=3).copy_(x_NTi.view(count, length, heads, -1).transpose(2, 3))
-    return blocks.view(count, heads * length, width)
+def _heads(x_NTi: torch.Tensor, heads: int) -> torch.Tensor:
+    """N x T x hd to N x h x T x d."""
+    return x_NTi.view(*x_NTi.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _layer_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    """Over the last dimension, with the weights of a `LayerNorm` or a `LayerNorm2d`."""
-    return F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+def _per_head(x_NhTi: torch.Tensor, table_hij: torch.Tensor) -> torch.Tensor:
+    """Each head's rows times its own matrix, the same for all prompts: N x h x T x j."""
+    count, heads, length, _ = x_NhTi.shape
+    product = torch.bmm(x_NhTi.transpose(0, 1).flatten(1, 2), table_hij)
+    return product.view(heads, count, length, -1).transpose(0, 1)
+
+
+def _centred(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """Minus the mean over the channels."""
+    return x - x.mean(dim, keepdim=True)
+
+
+def _as_linear(convolution: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """A transposed convolution of kernel 2 and stride 2 as a linear map to c channels x 4 pixels."""
+    return convolution.weight.permute(1, 2, 3, 0).flatten(0, 2), convolution.bias.repeat_interleave(4)

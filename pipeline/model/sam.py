@@ -14,14 +14,14 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image as Picture
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import SettingsError
-from pipeline.model.decoder import FastDecoder
+from pipeline.model.decoder import FastDecoder, Image, ImageTokens
 from pipeline.model.tinyvit import (
     EMBEDDING_CHANNELS,
     STRIDE,
@@ -61,7 +61,7 @@ def input_size_of(size: tuple[int, int], image_size: int) -> tuple[int, int]:
 def resized(rgb_HW3: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
     """An image at the size that the encoder sees it, as `input_size_of` says, not yet padded."""
     height, width = input_size_of(rgb_HW3.shape[:2], image_size)
-    return np.array(Image.fromarray(rgb_HW3).resize((width, height), Image.Resampling.BILINEAR))
+    return np.array(Picture.fromarray(rgb_HW3).resize((width, height), Picture.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,22 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class PreparedImage:
+    """One encoded image, and what the decoder makes of it once for all its prompts."""
+
+    embedding: Embedding
+    tables: Image
+
+
+@dataclass(frozen=True)
 class Predictions:
     """N prompts decoded as far as the predicted IoU, three masks a prompt."""
 
+    image: PreparedImage
     iou_N3: torch.Tensor
     mask_tokens_N3C: torch.Tensor
-    image_tokens_NLC: torch.Tensor
+    image_tokens: list[ImageTokens]
+    """Of some prompts each."""
 
 
 class SamModel(nn.Module):
@@ -179,31 +189,36 @@ class SamModel(nn.Module):
         return padded[None], (height, width)
 
     @torch.inference_mode()
-    def predict(self, embedding: Embedding, points_N2: NDArray[np.float64]) -> Predictions:
+    def prepare(self, embedding: Embedding) -> PreparedImage:
+        """Make what all prompts of an image share."""
+        encoder = self.prompt_encoder
+        dense_1CHW = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        tables = self._decoder.image(embedding.features_1CHW, dense_1CHW, encoder.get_dense_pe())
+        return PreparedImage(embedding, tables)
+
+    @torch.inference_mode()
+    def predict(self, image: PreparedImage, points_N2: NDArray[np.float64]) -> Predictions:
         """Decode N foreground points, each a prompt of its own, as far as the IoU head.
 
         Args:
-            embedding: The encoded image.
+            image: What `prepare` returned.
             points_N2: x and y in pixels of the image that was encoded.
         """
-        original, resized = embedding.original_size, embedding.input_size
+        original, resized = image.embedding.original_size, image.embedding.input_size
         scale = np.array([resized[1] / original[1], resized[0] / original[0]])
         # Metal has no float64; elsewhere the reference normalises coordinates in it.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         points = torch.as_tensor(points_N2 * scale, dtype=dtype, device=self.device)[:, None]
         labels = torch.ones(points.shape[:2], dtype=torch.int, device=self.device)
-        decoder, encoder = self.mask_decoder, self.prompt_encoder
-        sparse, _ = encoder(points=(points, labels), boxes=None, masks=None)
+        decoder = self.mask_decoder
+        sparse, _ = self.prompt_encoder(points=(points, labels), boxes=None, masks=None)
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(len(points), -1, -1), sparse], dim=1)
-        positions = encoder.get_dense_pe()
-        fast = FastDecoder(decoder, self._dtype)
-        image = fast.image(embedding.features_1CHW, encoder.no_mask_embed.weight.view(1, -1, 1, 1), positions)
-        hidden, image_tokens = fast.run(image, positions[0].flatten(1).T, tokens, self._prompts_at_once)
+        hidden, image_tokens = self._decoder.run(image.tables, tokens, self._prompts_at_once)
         iou = decoder.iou_prediction_head(hidden[:, 0])
         multimask = slice(1, None)  # mask 0 is for prompts that leave no ambiguity
         mask_tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens]
-        return Predictions(iou[:, multimask], mask_tokens[:, multimask], image_tokens)
+        return Predictions(image, iou[:, multimask], mask_tokens[:, multimask], image_tokens)
 
     @torch.inference_mode()
     def upscale(self, predictions: Predictions, wanted_N3: torch.Tensor) -> torch.Tensor:
@@ -216,32 +231,39 @@ class SamModel(nn.Module):
         Returns:
             Logits K x S/4 x S/4, K the number of wanted masks, in the order of `wanted_N3`'s rows.
         """
-        prompts = wanted_N3.any(dim=1)
-        tokens = predictions.mask_tokens_N3C[prompts]
+        tokens = predictions.mask_tokens_N3C
         heads = self.mask_decoder.output_hypernetworks_mlps[1:]
         weights = torch.stack([head(tokens[:, i]) for i, head in enumerate(heads)], dim=1)
-        fast, grid = FastDecoder(self.mask_decoder, self._dtype), self.image_size // STRIDE
-        logits = torch.zeros(0, 3, self.mask_size, self.mask_size, device=self.device)
-        parts = [
-            fast.upscaled(image_tokens, part, grid)
-            for image_tokens, part in zip(
-                torch.split(predictions.image_tokens_NLC[prompts], self._prompts_at_once),
-                torch.split(weights, self._prompts_at_once),
-                strict=True,
-            )
-            if len(part)
-        ]
-        return torch.cat([logits, *parts])[wanted_N3[prompts]]
+        side = self.image_size // STRIDE
+        logits = [torch.zeros(0, self.mask_size, self.mask_size, device=self.device)]
+        start = 0
+        for few in predictions.image_tokens:
+            part = slice(start, start := start + len(few))
+            prompts = wanted_N3[part].any(dim=1)
+            if prompts.any():
+                made = self._decoder.upscaled(
+                    predictions.image.tables,
+                    few.select(prompts),
+                    weights[part][prompts],
+                    side,
+                    self._places_at_once,
+                )
+                logits.append(made[wanted_N3[part][prompts]])
+        return torch.cat(logits)
 
     @property
-    def _dtype(self) -> torch.dtype:
-        """Of the decoder's arithmetic on image tokens."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+    def _decoder(self) -> FastDecoder:
+        return FastDecoder(self.mask_decoder, torch.bfloat16 if self.precision == "bf16" else torch.float32)
 
     @property
     def _prompts_at_once(self) -> int:
-        """A CPU is faster while their image tokens stay in its cache."""
-        return 4 if self.device.type == "cpu" else 1024
+        """A CPU is faster while a prompt's image tokens stay in its cache."""
+        return 1 if self.device.type == "cpu" else 1024
+
+    @property
+    def _places_at_once(self) -> int:
+        """As above, of the tokens that are upscaled."""
+        return 1024 if self.device.type == "cpu" else 1 << 30
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
