@@ -263,7 +263,7 @@ def _resized(rgb: Rgb, width: int, height: int) -> Rgb:
 PHOTOGRAPHS: Final[dict[str, Callable[[], Rgb]]] = {
     "coffee": data.coffee,  # 600 x 400, below the model's size
     "portrait": lambda: np.ascontiguousarray(data.astronaut()[:, 100:400]),  # 300 x 512
-    "large": lambda: _resized(data.rocket(), 2250, 1500),
+    "large": lambda: _resized(data.rocket()[150:270], 2240, 420),  # wide, above 2000
     "gray": lambda: np.repeat(data.camera()[..., None], 3, axis=2),  # 512 x 512
     "square": lambda: _resized(data.retina(), 1024, 1024),  # as large as the model's input
     "small": lambda: _resized(data.chelsea(), 226, 150),

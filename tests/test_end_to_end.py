@@ -204,6 +204,15 @@ def test_case_41_too_many_failures_stop_the_run(tmp_path: Path, tiny_checkpoint:
     assert summary["ok"] + summary["failed"] + summary["not_done"] == 150
 
 
+@pytest.fixture
+def _interrupts() -> Iterator[None]:
+    """What a shell starts in the background ignores them, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts")
 def test_case_45_interrupt_keeps_finished_shards(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder = write_jpegs(tmp_path / "in", 300)
     output = tmp_path / "out"

@@ -1,7 +1,7 @@
 """The masks are the reference's: the package mobile_sam and ours, with the same weights, on photographs.
 
-With random weights that were made lively, and with the trained ones that come along. The full grid with every
-default at the published size; other settings with fewer prompts, for time, there and at 256. `EVERYMASK_PHOTOS`
+With the trained weights that come along, the full grid and every default at the published size; with random
+weights that were made lively, all settings with fewer prompts, for time, there and at 256. `EVERYMASK_PHOTOS`
 names a folder of more photographs to compare on.
 """
 
@@ -190,26 +190,22 @@ def assert_lively(reference: list[dict[str, Any]], setting: str, prompts: int) -
 
 
 @photographs("coffee", "portrait", "large", "gray")
-def test_masks_of_the_full_grid_at_the_published_size(name: str) -> None:
-    """Every default, but that masks are kept whose boxes coincide, as those of random weights nearly all do."""
-    both = pair(1024)
-    ours, reference = both.masks(PHOTOGRAPHS[name](), box_nms_thresh=1.0)
-    assert_parity(ours, reference, stray_pixels=1)
-    assert 50 < len(reference) < 3000
-    large = np.array([mask["area"] > 1000 for mask in reference])
-    assert (mask_ious(ours, reference)[large] >= 0.999).all()
-    both.forget()
+def test_masks_of_trained_weights_with_every_default(name: str) -> None:
+    """At the published size; their own thresholds are said to the reference.
 
-
-def test_masks_of_trained_weights_with_every_default() -> None:
-    """At the published size; their own thresholds are said to the reference. Nothing is excused."""
+    A pixel whose logit is 0 but for rounding may fall on either side; of small photographs' masks none does.
+    """
     thresholds = load_model("demo", device="cpu").thresholds
     both = trained_pair()
-    ours, reference = both.masks(PHOTOGRAPHS["portrait"](), **thresholds)
+    ours, reference = both.masks(PHOTOGRAPHS[name](), **thresholds)
     assert len(reference) >= 5
     assert_parity(ours, reference)
-    equal = [a["segmentation"] == b["segmentation"] for a, b in zip(ours, reference, strict=True)]
-    assert np.mean(equal) >= 0.999
+    equal = np.array([a["segmentation"] == b["segmentation"] for a, b in zip(ours, reference, strict=True)])
+    if name == "large":
+        assert equal.mean() >= 0.8
+        assert ((1 - mask_ious(ours, reference)) * [mask["area"] for mask in reference] < 2).all()
+    else:
+        assert equal.all()
     both.forget()
 
 
