@@ -27,6 +27,7 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.amg.selfcheck import checked_model
@@ -44,6 +45,7 @@ _JUDGED_AFTER: Final = 100  # images, before the failure rate means anything
 _REPORT_SECONDS: Final = 1.0
 _NO_GPU: Final = "There is no GPU here; use --device cpu, or a cluster's RAY_ADDRESS."
 _CLOSING_SECONDS: Final = 1.0  # `ray job stop` kills the driver after three
+_SCHEDULING_SECONDS: Final = 10.0  # for a thread that ends within a fraction of one unless the machine is busy
 _log = logging.getLogger("everymask")
 _Batch = dict[str, NDArray[Any]]
 
@@ -60,7 +62,20 @@ def connected() -> Iterator[None]:
     try:
         yield
     finally:
+        _end_scheduling()
         ray.shutdown()
+
+
+def _end_scheduling() -> None:
+    """End the threads in which Ray Data schedules, where a run is left before its end.
+
+    Whichever of them asks something of Ray after `ray.shutdown` has the whole process ended by Ray's core, with
+    exit code 1. A dataset has no public way to be given up while a thread reads from it.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, StreamingExecutor):
+            thread.shutdown(force=True)
+            thread.join(_SCHEDULING_SECONDS)
 
 
 def check_device(config: RunConfig) -> None:

@@ -77,6 +77,45 @@ def test_a_shard_is_begun_six_times_and_then_left_out() -> None:
         worker({"shard": np.array([5])})
 
 
+LEFT_RUN = """
+import threading
+import time
+
+import ray.data
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+from pipeline import engine
+
+
+def slow(batch):
+    time.sleep(0.5)
+    return batch
+
+
+def scheduling():
+    return any(isinstance(thread, StreamingExecutor) for thread in threading.enumerate())
+
+
+def read():
+    for _ in ray.data.range(100, override_num_blocks=100).map_batches(slow).iter_rows():
+        first.set()
+
+
+first = threading.Event()
+with engine.connected():
+    threading.Thread(target=read, daemon=True).start()
+    assert first.wait(60)
+    before = scheduling()
+    engine._end_scheduling()
+    print(before, scheduling())
+"""
+
+
+def test_no_scheduling_goes_on_after_a_run_was_left() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_RUN], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True False", done.stdout + done.stderr
+
+
 def test_a_stopped_run_writes_no_more() -> None:
     board = engine._Board()
     assert board.begin(1) == 1
