@@ -8,6 +8,8 @@ from s3server import S3Server, run_s3_server
 from small_distillation import SIZE, write_store
 
 from jobs.seeded_checkpoint import seeded_checkpoint
+from pipeline.model.sam import SamModel
+from pipeline.model.weights import checkpoint_bytes, seeded_model
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +56,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
 def store(tmp_path: Path, teacher: Path) -> Path:
     """The same, for tests that change it; its pictures are in `store-pictures` beside it."""
     return write_store(tmp_path, "store", teacher)
+
+
+@pytest.fixture(scope="module")
+def model() -> SamModel:
+    """An untrained model for 64 x 64 pixels."""
+    return seeded_model(3, 64)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: SamModel) -> bytes:
+    """The bytes of its own file."""
+    return checkpoint_bytes(model, {"image_size": 64})

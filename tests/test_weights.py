@@ -1,14 +1,9 @@
 """Checkpoints: the published names, strict loading, and files that must be refused (case 42)."""
 
 import hashlib
-import http.server
 import json
-import os
 import pickle
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,38 +12,27 @@ import pytest
 import safetensors.torch
 import torch
 from seeded import StateDict, reference_sam
+from small_weights import load
 
-from pipeline.errors import CheckpointError, PreflightError, SelfCheckError, StorageError
-from pipeline.model import load_model, weights
+from pipeline.errors import CheckpointError, SelfCheckError, StorageError
+from pipeline.model import load_model
 from pipeline.model.sam import SamModel
 from pipeline.model.weights import (
     PUBLISHED,
     UNUSED,
     architecture_of,
     checkpoint_bytes,
-    fetch_published,
     load_tensors,
     parse_checkpoint,
     published_tensors,
     read_checkpoint,
     seeded_model,
 )
-from pipeline.storage import attempts
 
 FACTS: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("mobile_sam_tensors.json").read_text())
 """Of the published mobile_sam.pt, read from the file's own index."""
 
 NECK: Final = "image_encoder.neck.0.weight"
-
-
-@pytest.fixture(scope="module")
-def model() -> SamModel:
-    return seeded_model(3, 64)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model: SamModel) -> bytes:
-    return checkpoint_bytes(model, {"image_size": 64})
 
 
 @pytest.fixture
@@ -59,10 +43,6 @@ def tensors(model: SamModel) -> StateDict:
 def saved(path: Path, content: object) -> str:
     torch.save(content, path)
     return str(path)
-
-
-def load(address: object) -> SamModel:
-    return load_model(str(address), device="cpu", image_size=64)
 
 
 def test_names_and_shapes_are_those_of_the_published_checkpoint(model: SamModel) -> None:
@@ -304,120 +284,6 @@ def test_seeded_model_is_the_same_for_the_same_seed() -> None:
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-@dataclass
-class Site:
-    """A web server that counts."""
-
-    address: str
-    folder: Path
-    requests: list[str] = field(default_factory=list)
-    disturbances: list[str] = field(default_factory=list)
-    """What happens to the next requests."""
-
-
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    requests: list[str]
-    disturbances: list[str]
-
-    def do_GET(self) -> None:
-        match self.disturbances.pop(0) if self.disturbances else None:
-            case "503":
-                self.send_error(503)
-            case "cut":
-                self.send_response(200)
-                self.send_header("Content-Length", "1000")
-                self.end_headers()
-                self.wfile.write(b"half")
-            case None:
-                super().do_GET()
-
-    def log_request(self, code: Any = "-", size: Any = "-") -> None:
-        self.requests.append(self.path)
-
-    def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A server on loopback and an empty cache."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.setenv("EVERYMASK_CACHE", str(tmp_path / "cache"))
-    requests: list[str] = []
-    disturbances: list[str] = []
-    handler = type("Handler", (_Handler,), {"requests": requests, "disturbances": disturbances})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Site(f"http://127.0.0.1:{server.server_port}", folder, requests, disturbances)
-        server.shutdown()
-        thread.join()
-
-
-def publish(site: Site, monkeypatch: pytest.MonkeyPatch, data: bytes, sha256: str | None = None) -> None:
-    """Put a file on the site and into the table of published weights, as `mobile_sam`."""
-    (site.folder / "weights.pt").write_bytes(data)
-    entry = weights.Published(f"{site.address}/weights.pt", sha256 or hashlib.sha256(data).hexdigest())
-    monkeypatch.setitem(weights.PUBLISHED, "mobile_sam", entry)
-
-
-def test_published_weights_are_fetched_once(
-    site: Site, monkeypatch: pytest.MonkeyPatch, checkpoint: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
-    publish(site, monkeypatch, checkpoint)
-    first = load("mobile_sam")
-    assert "100%" in capfd.readouterr().err  # the progress bar
-    second = load("mobile_sam")
-    assert first.weights_sha256 == second.weights_sha256 == hashlib.sha256(checkpoint).hexdigest()
-    assert site.requests == ["/weights.pt"]
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:-1] + b"?", lambda data: b""])
-def test_damaged_cache_is_fetched_again(
-    damage: Callable[[bytes], bytes], site: Site, monkeypatch: pytest.MonkeyPatch, checkpoint: bytes
-) -> None:
-    publish(site, monkeypatch, checkpoint)
-    path = fetch_published("mobile_sam")
-    path.write_bytes(damage(checkpoint))
-    assert fetch_published("mobile_sam").read_bytes() == checkpoint
-    assert len(site.requests) == 2
-
-
-@pytest.mark.parametrize("content", ["checkpoint", "html"])
-def test_published_weights_of_another_hash_are_refused(
-    content: str, site: Site, monkeypatch: pytest.MonkeyPatch, checkpoint: bytes
-) -> None:
-    data = checkpoint if content == "checkpoint" else b"<html>moved</html>"
-    publish(site, monkeypatch, data, sha256=hashlib.sha256(b"another").hexdigest())
-    for _ in range(2):
-        with pytest.raises(CheckpointError, match="not the published file of mobile_sam"):
-            load("mobile_sam")
-    assert len(site.requests) == 2  # nothing wrong was kept
-
-
-def test_a_download_that_is_disturbed_is_tried_again(
-    site: Site, monkeypatch: pytest.MonkeyPatch, checkpoint: bytes
-) -> None:
-    publish(site, monkeypatch, checkpoint)
-    monkeypatch.setattr(attempts, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(attempts, "JITTER_S", 0.01)
-    site.disturbances += ["503", "cut", "hang up"]
-    assert fetch_published("mobile_sam").read_bytes() == checkpoint
-    assert site.disturbances == []
-    assert len(list(Path(os.environ["EVERYMASK_CACHE"]).iterdir())) == 1
-
-
-def test_a_cache_that_cannot_be_written_is_named(
-    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    publish(site, monkeypatch, b"x")
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv("EVERYMASK_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(CheckpointError, match=r"in .*/file/cache: .*\$EVERYMASK_CACHE"):
-        fetch_published("mobile_sam")
-
-
 @pytest.mark.parametrize(
     "metadata",
     [
@@ -435,10 +301,3 @@ def test_malformed_metadata_are_refused(metadata: str, tensors: StateDict, tmp_p
     path.write_bytes(safetensors.torch.save(dict(tensors), {"everymask": metadata}))
     with pytest.raises(CheckpointError, match=r"x\.safetensors is truncated or no checkpoint"):
         load(path)
-
-
-def test_weights_that_cannot_be_downloaded_say_what_to_do(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(site, monkeypatch, b"x")
-    (site.folder / "weights.pt").unlink()
-    with pytest.raises(PreflightError, match=r"Cannot download .*/weights\.pt.*404.*--checkpoint"):
-        load("mobile_sam")
