@@ -3,138 +3,20 @@
 The picture of these tests holds its own coordinates, so that a drawn model knows which crop it is shown.
 """
 
-import subprocess
-import sys
-import tracemalloc
-from dataclasses import replace
-from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import numpy as np
 import pytest
 import torch
+from drawn_masks import ALL, GIB, DrawnModel, DrawnPredictor, coordinates_as_colours, ours, reference
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from seeded import ReferenceGenerator, Rgb, Sam
+from seeded import Sam
 from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.utils.amg import (
-    batched_mask_to_box,
-    calculate_stability_score,
-    coco_encode_rle,
-    mask_to_rle_pytorch,
-    rle_to_mask,
-)
-from segment_anything.utils.transforms import ResizeLongestSide
 
-from pipeline.amg import MaskGenerator, filters, rle
-from pipeline.amg.candidates import Candidates
-from pipeline.amg.measure import measure
-from pipeline.amg.resize import full_size_masks
-from pipeline.model.decoder import Image
-from pipeline.model.sam import THRESHOLDS, Embedding, Predictions, PreparedImage, SamModel
+from pipeline.amg import MaskGenerator, rle
+from pipeline.model.sam import Predictions, PreparedImage, SamModel
 from pipeline.model.weights import seeded_model
-
-IMAGE_SIZE: Final = 256
-MASK_SIZE: Final = IMAGE_SIZE // 4
-GIB: Final = 2**30
-
-
-def coordinates_as_colours(height: int, width: int) -> Rgb:
-    """A picture whose pixels say where they are."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x & 255, y & 255, (x >> 8) << 4 | y >> 8], axis=2).astype(np.uint8)
-
-
-def corner(rgb: Rgb) -> tuple[int, int]:
-    """x and y of the first pixel of a crop of such a picture."""
-    red, green, blue = (int(value) for value in rgb[0, 0])
-    return (blue >> 4) << 8 | red, (blue & 15) << 8 | green
-
-
-def draw(origin: tuple[int, int], points_N2: NDArray[np.float64]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three masks and predicted IoUs for each prompt in the model's frame, decided by place alone.
-
-    Discs of many sizes and contrasts, rings with an island, specks, slightly shifted duplicates, nothing,
-    everything; predicted IoUs with many ties.
-    """
-    y, x = np.mgrid[:MASK_SIZE, :MASK_SIZE] * 4 + 1.7
-    logits, ious = [], []
-    for px, py in np.round(points_N2, 6):
-        random = np.random.default_rng([*origin, int(px * 10), int(py * 10)])
-        for _ in range(3):
-            centre_x, centre_y = random.choice([px, py, 80.3, 131.7]), random.choice([py, py, 61.1])
-            distance = np.hypot(x - centre_x, y - centre_y)
-            radius = random.choice([6.1, 14.3, 31.7, 60.9])
-            shape = random.integers(8)
-            if shape == 0:
-                inside = np.maximum(0.35 * radius - distance, 3.1 - np.hypot(x - centre_x - radius, y - centre_y))
-                inside = np.maximum(inside, radius / 5 - abs(distance - 0.8 * radius))
-            elif shape == 1:  # specks
-                inside = 2.3 - 7 * random.random((MASK_SIZE, MASK_SIZE)) ** 0.3 + (distance < radius) * 4.2
-            elif shape == 2:
-                inside = np.full((MASK_SIZE, MASK_SIZE), random.choice([-3.3, 3.3]))
-            elif shape == 3:
-                inside = radius - np.maximum(abs(x - centre_x), abs(y - centre_y))
-            else:
-                inside = radius - distance
-            logits.append(inside * random.choice([0.05, 0.3, 1.0, 5.0]) + 0.0137)
-            ious.append(random.choice([0.5, 0.86, 0.88, 0.9, 0.9, 0.95, 1.0]))
-    return torch.tensor(np.array(logits)).float().view(-1, 3, MASK_SIZE, MASK_SIZE), torch.tensor(
-        ious
-    ).float().view(-1, 3)
-
-
-class DrawnModel:
-    """What `MaskGenerator` asks of a `SamModel`."""
-
-    image_size = IMAGE_SIZE
-    mask_size = MASK_SIZE
-    device = torch.device("cpu")
-    precision = "fp32"
-    thresholds = THRESHOLDS
-
-    def encode(self, rgb_HW3: Rgb) -> Embedding:
-        size = ResizeLongestSide.get_preprocess_shape(*rgb_HW3.shape[:2], IMAGE_SIZE)
-        return Embedding(torch.tensor([[[corner(rgb_HW3)]]]), rgb_HW3.shape[:2], size)
-
-    def prepare(self, embedding: Embedding) -> PreparedImage:
-        return PreparedImage(embedding, cast(Image, None))
-
-    def predict(self, image: PreparedImage, points_N2: NDArray[np.float64]) -> Predictions:
-        points = ResizeLongestSide(IMAGE_SIZE).apply_coords(points_N2, image.embedding.original_size)
-        x, y = image.embedding.features_1CHW.flatten().tolist()
-        logits, iou = draw((x, y), points)
-        return Predictions(image, iou, logits, [])
-
-    def upscale(self, predictions: Predictions, wanted_N3: torch.Tensor) -> torch.Tensor:
-        return predictions.mask_tokens_N3C[wanted_N3]
-
-
-class DrawnPredictor:
-    """What the reference's generator asks of its predictor."""
-
-    device = torch.device("cpu")
-    model = SimpleNamespace(mask_threshold=0.0, image_encoder=SimpleNamespace(img_size=IMAGE_SIZE))
-    transform = ResizeLongestSide(IMAGE_SIZE)
-
-    def set_image(self, rgb: Rgb) -> None:
-        self.origin = corner(rgb)
-        self.original_size = rgb.shape[:2]
-        self.input_size = self.transform.get_preprocess_shape(*rgb.shape[:2], IMAGE_SIZE)
-
-    def reset_image(self) -> None:
-        del self.origin
-
-    def predict_torch(
-        self, points_N12: torch.Tensor, labels_N1: torch.Tensor, multimask_output: bool, return_logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        assert multimask_output
-        assert return_logits
-        assert labels_N1.eq(1).all()
-        logits, iou = draw(self.origin, points_N12[:, 0].numpy())
-        sam = cast(Sam, self.model)
-        return Sam.postprocess_masks(sam, logits, self.input_size, self.original_size), iou, logits
 
 
 class WithoutMemory(DrawnModel):
@@ -152,24 +34,6 @@ class WithoutMemory(DrawnModel):
         return super().predict(image, points_N2)
 
 
-def ours(rgb: Rgb, model: Any = None, **arguments: Any) -> list[dict[str, Any]]:
-    return MaskGenerator(model or cast(SamModel, DrawnModel()), **arguments).generate(rgb)
-
-
-def reference(rgb: Rgb, **arguments: Any) -> list[dict[str, Any]]:
-    generator = ReferenceGenerator(cast(Sam, DrawnPredictor.model), **arguments)
-    generator.predictor = DrawnPredictor()
-    masks: list[dict[str, Any]] = generator.generate(rgb)
-    return masks
-
-
-ALL: Final = {
-    "points_per_side": 5,
-    "pred_iou_thresh": 0.0,
-    "stability_score_thresh": 0.0,
-    "box_nms_thresh": 1.0,
-    "crop_nms_thresh": 1.0,
-}
 SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {"points_per_side": 6},
     "all": ALL,
@@ -253,19 +117,6 @@ def test_memory_budget_does_not_change_the_masks() -> None:
     assert plain(ours(rgb, **arguments, memory_budget=400_000)) == plain(roomy)
 
 
-def test_memory_budget_bounds_how_many_masks_are_made_at_once() -> None:
-    embedding = DrawnModel().encode(coordinates_as_colours(500, 400))
-    logits = draw((0, 0), np.array([[9.0, 9.0]] * 10))[0].flatten(0, 1)
-
-    def sizes(budget: int) -> list[int]:
-        return [len(masks) for masks in full_size_masks(logits, embedding, IMAGE_SIZE, budget)]
-
-    one_mask = 500 * 400 + 4 * 500 * MASK_SIZE
-    assert sizes(GIB) == [30]
-    assert sizes(1) == [1] * 30
-    assert sizes(4 * one_mask) == [4] * 7 + [2]
-
-
 @pytest.mark.parametrize(
     ("fitting", "error"), [(1, torch.OutOfMemoryError), (5, MemoryError), (24, torch.OutOfMemoryError)]
 )
@@ -286,40 +137,6 @@ def test_another_error_is_not_tried_with_fewer_prompts() -> None:
     with pytest.raises(RuntimeError, match="prompts"):
         ours(coordinates_as_colours(50, 50), model, **ALL)
     assert model.refused == 1
-
-
-SIZES: Final = [(1, 1), (1, 5000), (5000, 1), (2, 3), (37, 1000), (900, 61), (256, 256), (130, 90), (600, 777)]
-
-
-@pytest.mark.parametrize("image_size", [64, 256])
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_resized_masks_are_those_of_two_interpolations(size: tuple[int, int], image_size: int) -> None:
-    """As `Sam.postprocess_masks` does it, and scores and boxes as `segment_anything.utils.amg`."""
-    height, width = (max(1, side) for side in ResizeLongestSide.get_preprocess_shape(*size, image_size))
-    random = torch.Generator().manual_seed(height * 7919 + width)
-    coarse = torch.randn(9, 1, 10, 10, generator=random)
-    logits = torch.nn.functional.interpolate(coarse, (image_size // 4,) * 2, mode="bicubic") * 3
-    logits[0], logits[1] = -2.0, 2.0  # nothing, everything
-    sam = cast(Sam, SimpleNamespace(image_encoder=SimpleNamespace(img_size=image_size)))
-    expected = Sam.postprocess_masks(sam, logits, (height, width), size)[:, 0]
-    assert expected.shape == (9, *size)
-
-    embedding = Embedding(torch.empty(1), size, (height, width))
-    for budget in (1, GIB):
-        masks = torch.cat(list(full_size_masks(logits[:, 0], embedding, image_size, budget))).transpose(1, 2)
-        differ = masks != (expected > 0)
-        assert expected[differ].abs().max().item() < 1e-4 if differ.any() else True
-        assert differ.float().mean() < 1e-4
-    for offset in (-0.5, 0, 0.5, 2):
-        measured = measure(logits[:, 0], embedding, image_size, offset)
-        torch.testing.assert_close(
-            measured.stability_score_K,
-            calculate_stability_score(expected, 0.0, offset),
-            atol=1e-4,
-            rtol=0,
-            equal_nan=True,
-        )
-        assert torch.equal(measured.boxes_K4_xyxy, batched_mask_to_box(masks))
 
 
 @pytest.mark.parametrize("layers", [0, 2])
@@ -356,87 +173,6 @@ def test_thresholds_of_one_give_no_masks() -> None:
         assert (
             ours(coordinates_as_colours(90, 120), **arguments, crop_n_layers=1, min_mask_region_area=regions) == []
         )
-
-
-MEASURE_PEAK: Final = """
-import numpy as np
-from pathlib import Path
-from pipeline.amg import MaskGenerator
-from pipeline.model.weights import seeded_model
-
-def mebibytes(what):
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1]) // 1024
-
-rgb = np.zeros((12_000, 12_000, 3), dtype=np.uint8)
-rgb[3000:9000, 2000:7000] = 200
-model = seeded_model(1, 64)
-generator = MaskGenerator(
-    model, points_per_side=2, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1.0,
-    memory_budget=2**28,
-)
-generator.generate(rgb[:64, :64])
-before = mebibytes("VmRSS")
-masks = generator.generate(rgb)
-assert len(masks) == 12, len(masks)
-assert all(mask["segmentation"]["size"] == [12_000, 12_000] for mask in masks)
-print(mebibytes("VmHWM") - before)
-"""
-
-
-def test_memory_for_a_huge_image_is_bounded() -> None:
-    """Case 18: 12 masks of 137 MiB each, 256 MiB allowed for them; the rest is Pillow's copy of the image."""
-    done = subprocess.run([sys.executable, "-c", MEASURE_PEAK], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    pillows_copies = 12_000**2 * (3 + 4) / 2**20
-    assert float(done.stdout) < 256 + pillows_copies + 200
-
-
-def test_mask_with_hole_and_islands_survives_rle() -> None:
-    """Case 20."""
-    mask = np.zeros((40, 60), dtype=bool)
-    mask[5:30, 5:40] = True
-    mask[10:20, 12:30] = False
-    mask[13:15, 15:18] = True
-    mask[35:, 55:] = True
-    mask[0, 0] = True
-    for pixels in (mask, ~mask, np.zeros_like(mask), np.ones_like(mask), mask[:1, :1], ~mask[:1, :1]):
-        encoded = rle.encode(pixels)
-        np.testing.assert_array_equal(rle.decode(encoded), pixels)
-        assert rle.area(encoded) == pixels.sum()
-        assert rle.uncompressed(encoded) == mask_to_rle_pytorch(torch.tensor(pixels)[None])[0]
-
-
-def test_random_masks_are_encoded_as_the_reference_encodes_them() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        height, width = random.integers(1, 60, 2)
-        pixels = random.random((height, width)) < random.choice([0.0, 0.02, 0.5, 0.98, 1.0])
-        encoded, expected = rle.encode(pixels), mask_to_rle_pytorch(torch.tensor(pixels)[None])[0]
-        assert rle.uncompressed(encoded) == expected
-        assert encoded == coco_encode_rle(expected)
-        np.testing.assert_array_equal(rle.decode(encoded), rle_to_mask(expected))
-
-
-def test_masks_of_a_crop_are_encoded_in_the_image() -> None:
-    random = np.random.default_rng(0)
-    crop = torch.tensor(random.random((3, 20, 10)) < 0.5)  # K x W x H
-    encoded = rle.encode_in_image(crop, [5, 7, 25, 17], (30, 40))
-    for one, pixels in zip(encoded, crop, strict=True):
-        expected = np.zeros((30, 40), dtype=bool)
-        expected[7:17, 5:25] = pixels.numpy().T
-        np.testing.assert_array_equal(rle.decode(one), expected)
-
-
-def test_masks_of_a_crop_take_one_mask_of_the_image_at_a_time() -> None:
-    height, width = 3000, 4000
-    crop = torch.ones(64, 100, 100, dtype=torch.bool)
-    tracemalloc.start()
-    encoded = rle.encode_in_image(crop, [500, 500, 600, 600], (height, width))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert [rle.area(one) for one in encoded] == [100 * 100] * 64
-    assert peak < 1.5 * height * width
 
 
 @pytest.mark.parametrize(
@@ -485,46 +221,3 @@ def test_the_reference_takes_no_layer_without_points_either() -> None:
         )
     one_point = {"points_per_side": 4, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}
     assert plain(ours(rgb, **one_point)) == plain(reference(rgb, **one_point))
-
-
-def candidates(boxes: list[list[int]], ious: list[float]) -> Candidates:
-    count = len(boxes)
-    return Candidates(
-        torch.zeros(count, 4, 4),
-        torch.tensor(ious),
-        torch.linspace(0.5, 1, count),
-        torch.tensor(boxes).view(-1, 4),
-        torch.arange(count),
-    )
-
-
-def test_suppression_keeps_the_best_of_overlapping_boxes() -> None:
-    """Box IoU of the first two is 0.81, of the first and third 0.5."""
-    some = candidates(
-        [[0, 0, 90, 90], [0, 0, 100, 81], [0, 0, 50, 81], [200, 200, 210, 210]], [0.8, 0.9, 0.7, 0.95]
-    )
-    assert filters.distinct(some, 0.7).prompts_N.tolist() == [3, 1, 2]
-    assert filters.distinct(some, 0.3).prompts_N.tolist() == [3, 1]
-    assert filters.distinct(some, 1.0).prompts_N.tolist() == [3, 1, 0, 2]
-    assert len(filters.distinct(candidates([], []), 0.7)) == 0
-
-
-def test_masks_cut_by_a_crop_are_dropped_but_not_those_at_the_images_edge() -> None:
-    boxes = [[0, 0, 30, 30], [60, 30, 99, 59], [60, 30, 79, 59], [30, 0, 40, 79], [30, 0, 40, 59]]
-    some = candidates(boxes, [0.5] * 5)
-    kept = filters.whole(some, [0, 0, 100, 80], (200, 300))  # crop at the image's upper left corner
-    assert kept.prompts_N.tolist() == [0, 2, 4]
-    assert len(filters.whole(some, [0, 0, 100, 80], (80, 100))) == 5
-
-
-def test_stability_threshold_is_inclusive_and_zero_keeps_what_has_none() -> None:
-    some = candidates([[0, 0, 1, 1]] * 3, [0.5] * 3)
-    some = replace(some, stability_score_N=torch.tensor([0.95, torch.nan, 0.9]))
-    assert filters.stable(some, float(torch.tensor(0.95))).prompts_N.tolist() == [0]
-    assert len(filters.stable(some, 0.0)) == 3
-
-
-def test_best_predicted_iou_comes_first() -> None:
-    masks = ours(coordinates_as_colours(120, 200), **ALL)
-    assert len(masks) > 10
-    assert all(a["predicted_iou"] >= b["predicted_iou"] for a, b in pairwise(masks))

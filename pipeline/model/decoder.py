@@ -87,7 +87,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Image:
+class ImageTables:
     """What all prompts of one image share."""
 
     layers: tuple[Layer, ...]
@@ -114,7 +114,9 @@ class FastDecoder:
         """
         self._decoder, self._dtype = decoder, dtype
 
-    def image(self, features_1CHW: torch.Tensor, dense_1CHW: torch.Tensor, positions_1CHW: torch.Tensor) -> Image:
+    def image(
+        self, features_1CHW: torch.Tensor, dense_1CHW: torch.Tensor, positions_1CHW: torch.Tensor
+    ) -> ImageTables:
         """Prepare an image.
 
         Args:
@@ -160,7 +162,7 @@ class FastDecoder:
         weight_oC, bias_o = _as_linear(convolution)
         weight_oC = _centred(weight_oC.view(-1, 4, weight_oC.shape[1])).flatten(0, 1)
         rest_o = _centred(bias_o.view(-1, 4)).flatten() + (0 if rest_C is None else weight_oC @ rest_C)
-        return Image(
+        return ImageTables(
             tuple(layers),
             self._projection(last.k_proj, last.num_heads, own_CL, rest_C, positions_CL),
             self._projection(last.v_proj, last.num_heads, own_CL, rest_C),
@@ -169,7 +171,9 @@ class FastDecoder:
             rest_o[:, None].to(self._dtype),
         )
 
-    def run(self, image: Image, prompts_NTC: torch.Tensor, at_once: int) -> tuple[torch.Tensor, list[ImageTokens]]:
+    def run(
+        self, image: ImageTables, prompts_NTC: torch.Tensor, at_once: int
+    ) -> tuple[torch.Tensor, list[ImageTokens]]:
         """The two-way transformer.
 
         Args:
@@ -201,7 +205,7 @@ class FastDecoder:
         return transformer.norm_final_attn(tokens), states
 
     def upscaled(
-        self, image: Image, tokens: ImageTokens, weights_NMc: torch.Tensor, side: int, places: int
+        self, image: ImageTables, tokens: ImageTokens, weights_NMc: torch.Tensor, side: int, places: int
     ) -> torch.Tensor:
         """Masks from image tokens and the hypernetworks' weights.
 
@@ -265,7 +269,7 @@ class FastDecoder:
     def _by_head(self, table: torch.Tensor, heads: int) -> torch.Tensor:
         return table.view(heads, -1, table.shape[1]).to(self._dtype)
 
-    def _image_tokens(self, image: Image, count: int) -> ImageTokens:
+    def _image_tokens(self, image: ImageTables, count: int) -> ImageTokens:
         """The image's own, before any layer."""
         places = image.upscaling_shared_oL.shape[1]
         channels = image.keys.weight_hdC.shape[2]

@@ -14,14 +14,14 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as Picture
+from PIL import Image
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import SettingsError
-from pipeline.model.decoder import FastDecoder, Image, ImageTokens
+from pipeline.model.decoder import FastDecoder, ImageTables, ImageTokens
 from pipeline.model.tinyvit import (
     EMBEDDING_CHANNELS,
     STRIDE,
@@ -61,7 +61,7 @@ def input_size_of(size: tuple[int, int], image_size: int) -> tuple[int, int]:
 def resized(rgb_HW3: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
     """An image at the size that the encoder sees it, as `input_size_of` says, not yet padded."""
     height, width = input_size_of(rgb_HW3.shape[:2], image_size)
-    return np.array(Picture.fromarray(rgb_HW3).resize((width, height), Picture.Resampling.BILINEAR))
+    return np.array(Image.fromarray(rgb_HW3).resize((width, height), Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class PreparedImage:
     """One encoded image, and what the decoder makes of it once for all its prompts."""
 
     embedding: Embedding
-    tables: Image
+    tables: ImageTables
 
 
 @dataclass(frozen=True)
