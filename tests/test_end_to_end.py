@@ -1,28 +1,21 @@
-"""The main job as a user runs it: on local disk, on S3, killed, interrupted, submitted to a Ray head."""
+"""The main job as a user runs it on local disk: taken up again, refused, killed, interrupted."""
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from running import KEEP_ALL, TIMEOUT_S, command, jpeg, processes_with, ray_workers, rows, run, write_jpegs
-from s3server import S3Server
+from running import TIMEOUT_S, command, jpeg, processes_with, ray_workers, rows, run, write_jpegs
+from runs_of_masks import job, summary_of, wait_for_shards
 from seeded import PHOTOGRAPHS, ReferenceGenerator, assert_parity, lively_state_dict, reference_with
 
 import pipeline
@@ -52,39 +45,6 @@ DETERMINANTS: dict[str, Any] = {
     },
 }
 """What the footer of a shard says of the first run below, but for its images and its weights."""
-BAD: dict[str, tuple[bytes, str]] = {
-    "bad/empty.jpg": (b"", "empty_file"),
-    "bad/cut.jpg": (jpeg(7)[:1000], "truncated"),
-    "bad/page.jpg": (b"<html>Not found</html>", "not_an_image"),
-}
-
-
-def job(tiny_checkpoint: Path, images: str | Path, output: str | Path, *flags: str) -> list[str | Path]:
-    """The job's name and flags."""
-    return [
-        "jobs.generate_masks",
-        "--images",
-        images,
-        "--output",
-        output,
-        "--checkpoint",
-        tiny_checkpoint,
-        *KEEP_ALL,
-        *flags,
-    ]
-
-
-def summary_of(output: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((output / "summary.json").read_text())
-    return document
-
-
-def wait_for_shards(output: Path, count: int, process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while len(list((output / "masks").glob("part-*.parquet"))) < count:
-        assert process.poll() is None, "the job ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -257,167 +217,3 @@ def test_case_34_a_killed_worker_costs_nothing(tmp_path: Path, tiny_checkpoint: 
     assert run(*job(tiny_checkpoint, folder, undisturbed, "--images-per-shard", "5")).returncode == 0
     assert rows(disturbed) == rows(undisturbed)
     assert summary_of(disturbed)["ok"] == 60
-
-
-@pytest.fixture(scope="module")
-def pictures() -> dict[str, bytes]:
-    """60 pictures by name: of the folder $EVERYMASK_PICTURES where it is set, else pieces of photographs."""
-    folder = os.environ.get("EVERYMASK_PICTURES")
-    if folder:
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).rglob("*.jpg"))[:60]}
-    return {f"piece {index}.jpg": jpeg(index) for index in range(60)}
-
-
-def test_s3_killed_driver_and_resume(
-    tmp_path: Path, tiny_checkpoint: Path, s3_server: S3Server, bucket: str, pictures: dict[str, bytes]
-) -> None:
-    assert len(pictures) >= 50
-    for name, data in pictures.items():
-        s3_server.put(f"{bucket}/in/photos/{name}", data)
-    for name, (data, _) in BAD.items():
-        s3_server.put(f"{bucket}/in/{name}", data)
-    s3_server.put(f"{bucket}/in/photos/README.md", b"sidecar")
-    checkpoint = f"{bucket}/weights/tiny.safetensors"
-    s3_server.put(checkpoint, tiny_checkpoint.read_bytes())
-    flags = job(Path("x"), f"{bucket}/in", f"{bucket}/out", "--images-per-shard", "2")
-    flags[flags.index(Path("x"))] = checkpoint
-
-    process = subprocess.Popen(command(*flags), stderr=subprocess.DEVNULL)
-    client = s3_server.client()
-    masks = f"{bucket.removeprefix('s3://')}/out/masks"
-    deadline = time.monotonic() + TIMEOUT_S
-    done: list[str] = []
-    while len(done) < 3 and time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError):
-            done = client.ls(masks, detail=False)
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    total = len(pictures) + len(BAD)
-    shards = -(-total // 2)
-    assert 3 <= len(client.ls(masks, detail=False)) < shards, "the driver was not killed in the middle"
-
-    resumed = run(*flags, "--num-workers", "2")
-    assert resumed.returncode == 0, resumed.stderr
-    to_do = re.search(r"(\d+) to do", resumed.stderr)
-    assert to_do and int(to_do[1]) <= shards - 3
-    filesystem = pyarrow.fs.S3FileSystem(
-        access_key=s3_server.key,
-        secret_key=s3_server.secret,
-        endpoint_override=s3_server.endpoint,
-        region="us-east-1",
-    )
-    found = rows(bucket.removeprefix("s3://") + "/out", filesystem=filesystem)
-    assert [row["image_id"] for row in found] == list(range(total))
-    expected = {f"{bucket}/in/photos/{name}": "ok" for name in pictures}
-    expected |= {f"{bucket}/in/{name}": status for name, (_, status) in BAD.items()}
-    assert {row["uri"]: row["status"] for row in found} == expected
-    assert run("jobs.verify_masks", "--output", f"{bucket}/out").returncode == 0
-
-    flags[flags.index(f"{bucket}/out")] = f"{bucket}/undisturbed"
-    flags[flags.index("--images-per-shard") + 1] = "64"
-    undisturbed = run(*flags)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    assert rows(bucket.removeprefix("s3://") + "/undisturbed", filesystem=filesystem) == found
-
-
-def test_case_23_s3_refusals_come_within_seconds(
-    tmp_path: Path, tiny_checkpoint: Path, s3_server: S3Server, bucket: str
-) -> None:
-    s3_server.put(f"{bucket}/in/a.jpg", jpeg(0))
-    attempts = {
-        "s3://no-such-bucket/in": {},
-        f"{bucket}/in": {"AWS_SECRET_ACCESS_KEY": "wrong-secret"},
-    }
-    for images, environment in attempts.items():
-        start = time.monotonic()
-        refused = run(*job(tiny_checkpoint, images, tmp_path / "out"), **environment)
-        assert refused.returncode == 3, refused.stderr
-        assert images in refused.stderr
-        assert time.monotonic() - start < 30
-    refused = run(*job(tiny_checkpoint, f"{bucket}/in", "s3://no-such-bucket/out"))
-    assert refused.returncode == 3
-    assert "no-such-bucket/out" in refused.stderr
-    assert "wrong-secret" not in refused.stderr
-
-
-@pytest.fixture
-def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray head on loopback, and the environment that leads `ray job submit` to it."""
-    temp = f"/tmp/ray-{uuid.uuid4().hex[:8]}"  # a socket's path is at most 107 bytes long
-    port = free_port()
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2}
-    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    with (tmp_path / "head.log").open("w") as log:
-        head = subprocess.Popen(
-            [
-                *(Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2"),
-                *("--port=0", f"--dashboard-port={port}", f"--temp-dir={temp}"),
-                *("--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"),
-            ],
-            env=os.environ | token | loopback,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield token | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    finally:
-        head.kill()
-        head.wait()
-        for process in processes_with(temp):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-        shutil.rmtree(temp, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def submit(*words: str | Path) -> list[str | Path]:
-    """A `ray job submit` of this project's folder."""
-    return [
-        *(Path(sys.executable).parent / "ray", "job", "submit"),
-        *("--working-dir", Path(__file__).parent.parent),
-        *("--runtime-env-json", json.dumps({"excludes": [".venv", "demo-output", ".git"]})),
-        *words,
-    ]
-
-
-def ray(head: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words, check=False, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ | head
-    )
-
-
-def test_ray_job_submit_and_stop(tmp_path: Path, tiny_checkpoint: Path, ray_head: dict[str, str]) -> None:
-    folder = write_jpegs(tmp_path / "in", 4)
-    output = tmp_path / "out"
-    whole = submit("--", *command(*job(tiny_checkpoint, folder, output, "--images-per-shard", "2")))
-    deadline = time.monotonic() + 60
-    while (submitted := ray(ray_head, *whole)).returncode and time.monotonic() < deadline:
-        time.sleep(1)  # the head is not up yet
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert "complete: 4 images = 4 ok" in submitted.stdout + submitted.stderr
-    assert [row["status"] for row in rows(output)] == ["ok"] * 4
-
-    folder = write_jpegs(tmp_path / "many", 400)
-    output = tmp_path / "stopped"
-    flags = job(tiny_checkpoint, folder, output, "--images-per-shard", "2")
-    begun = ray(ray_head, *submit("--no-wait", "--submission-id", "long", "--", *command(*flags)))
-    assert begun.returncode == 0, begun.stdout + begun.stderr
-    deadline = time.monotonic() + TIMEOUT_S
-    while len(list((output / "masks").glob("part-*.parquet"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    stopped = ray(ray_head, Path(sys.executable).parent / "ray", "job", "stop", "long")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    time.sleep(2)  # for a worker that has not heard of it yet
-    finished = len(list((output / "masks").glob("part-*.parquet")))
-    assert 3 <= finished < 200
-    summary = summary_of(output)
-    assert summary["state"] == "interrupted"
-    assert summary["ok"] == 2 * finished
-    assert summary["not_done"] == 400 - summary["ok"]
