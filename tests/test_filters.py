@@ -15,21 +15,20 @@ def candidates(boxes: list[list[int]], ious: list[float]) -> Candidates:
     return Candidates(
         torch.zeros(count, 4, 4),
         torch.tensor(ious),
+        torch.arange(count),
         torch.linspace(0.5, 1, count),
         torch.tensor(boxes).view(-1, 4),
-        torch.arange(count),
     )
 
 
 def test_suppression_keeps_the_best_of_overlapping_boxes() -> None:
     """Box IoU of the first two is 0.81, of the first and third 0.5."""
-    some = candidates(
-        [[0, 0, 90, 90], [0, 0, 100, 81], [0, 0, 50, 81], [200, 200, 210, 210]], [0.8, 0.9, 0.7, 0.95]
-    )
-    assert filters.distinct(some, 0.7).prompts_N.tolist() == [3, 1, 2]
-    assert filters.distinct(some, 0.3).prompts_N.tolist() == [3, 1]
-    assert filters.distinct(some, 1.0).prompts_N.tolist() == [3, 1, 0, 2]
-    assert len(filters.distinct(candidates([], []), 0.7)) == 0
+    boxes = torch.tensor([[0, 0, 90, 90], [0, 0, 100, 81], [0, 0, 50, 81], [200, 200, 210, 210]])
+    scores = torch.tensor([0.8, 0.9, 0.7, 0.95])
+    assert filters.nms(boxes, scores, 0.7).tolist() == [3, 1, 2]
+    assert filters.nms(boxes, scores, 0.3).tolist() == [3, 1]
+    assert filters.nms(boxes, scores, 1.0).tolist() == [3, 1, 0, 2]
+    assert len(filters.nms(boxes[:0], scores[:0], 0.7)) == 0
 
 
 def test_masks_cut_by_a_crop_are_dropped_but_not_those_at_the_images_edge() -> None:

@@ -21,12 +21,6 @@ def whole(candidates: Candidates, crop_box_xyxy: list[int], image_size: tuple[in
     return candidates.select(~cut)
 
 
-def distinct(candidates: Candidates, box_iou: float) -> Candidates:
-    """Greedy box non-maximum suppression, the best predicted IoU first. Also sorts by predicted IoU."""
-    keep = nms(candidates.boxes_N4_xyxy, candidates.predicted_iou_N, box_iou)
-    return candidates.select(keep)
-
-
 def nms(boxes_N4_xyxy: torch.Tensor, scores_N: torch.Tensor, box_iou: float) -> torch.Tensor:
     """Indices that stay, best score first; a box goes if it overlaps a better one by more than `box_iou`."""
     one_class = torch.zeros_like(boxes_N4_xyxy[:, 0])

@@ -1,8 +1,8 @@
 """Automatic mask generation: every mask of an image.
 
 The masks are those of `segment_anything.SamAutomaticMaskGenerator`; the order of work is not. The predicted
-IoU decides before a mask is made, stability and box are measured before a mask is stored, and duplicates
-are dropped before a mask is encoded.
+IoU decides before a mask is made, duplicates are mostly dropped before they are measured, and all are before a
+mask is encoded.
 """
 
 from typing import Any
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from segment_anything.utils.amg import build_all_layer_point_grids, generate_crop_boxes
 
 from pipeline.amg import filters, rle
-from pipeline.amg.candidates import Candidates, concatenate
+from pipeline.amg.bounds import bounds
+from pipeline.amg.candidates import Found
 from pipeline.amg.mask import Mask
-from pipeline.amg.measure import measure
 from pipeline.amg.regions import without_small_regions
 from pipeline.amg.resize import full_size_masks
+from pipeline.amg.selection import Crop, select
 from pipeline.config import AmgConfig
 from pipeline.model.memory import is_out_of_memory
 from pipeline.model.sam import Embedding, PreparedImage, SamModel
@@ -105,14 +106,13 @@ class MaskGenerator:
         image = self.model.prepare(embedding)
         points_N2 = grid_N2 * [right - left, bottom - top]
         step = self.config.points_per_batch
-        candidates = concatenate(
-            [
-                filters.whole(part, crop_box_xyxy, image_size)
-                for start in range(0, len(points_N2), step)
-                for part in self._candidates(image, points_N2, slice(start, start + step))
-            ]
-        )
-        candidates = filters.distinct(candidates, self.config.box_nms_thresh)
+        found = [
+            part
+            for start in range(0, len(points_N2), step)
+            for part in self._found(image, points_N2, slice(start, start + step))
+        ]
+        crop = Crop(embedding, crop_box_xyxy, image_size)
+        candidates = select(found, crop, self.model.image_size, self.config)
         rles = [
             encoded
             for masks in full_size_masks(
@@ -134,12 +134,10 @@ class MaskGenerator:
             )
         ]
 
-    def _candidates(
-        self, image: PreparedImage, points_N2: NDArray[np.float64], prompts: slice
-    ) -> list[Candidates]:
-        """The confident, stable candidates of some prompts; of half as many at a time if memory runs out."""
+    def _found(self, image: PreparedImage, points_N2: NDArray[np.float64], prompts: slice) -> list[Found]:
+        """The confident masks of some prompts; of half as many at a time if memory runs out."""
         try:
-            return [self._candidates_at_once(image, points_N2, prompts)]
+            return [self._found_at_once(image, points_N2, prompts)]
         except (RuntimeError, MemoryError) as error:
             start, stop, _ = prompts.indices(len(points_N2))
             if stop - start == 1 or not is_out_of_memory(error):
@@ -149,21 +147,18 @@ class MaskGenerator:
         return [
             part
             for half in (slice(start, middle), slice(middle, stop))
-            for part in self._candidates(image, points_N2, half)
+            for part in self._found(image, points_N2, half)
         ]
 
-    def _candidates_at_once(
-        self, image: PreparedImage, points_N2: NDArray[np.float64], prompts: slice
-    ) -> Candidates:
+    def _found_at_once(self, image: PreparedImage, points_N2: NDArray[np.float64], prompts: slice) -> Found:
         predictions = self.model.predict(image, points_N2[prompts])
         iou_N3 = predictions.iou_N3
         threshold = self.config.pred_iou_thresh or 0
         confident_N3 = iou_N3 > (threshold if threshold > 0 else -torch.inf)
         logits = self.model.upscale(predictions, confident_N3)
-        measured = measure(logits, image.embedding, self.model.image_size, self.config.stability_score_offset)
         prompts_N = confident_N3.nonzero()[:, 0] + prompts.start
-        candidates = Candidates(logits, iou_N3[confident_N3], *measured, prompts_N)
-        return filters.stable(candidates, self.config.stability_score_thresh or 0)
+        boxes = bounds(logits, image.embedding, self.model.image_size)
+        return Found(logits, iou_N3[confident_N3], prompts_N, boxes)
 
 
 def _distinct_across_crops(masks: list[Mask], box_iou: float) -> list[Mask]:

@@ -30,6 +30,8 @@ from typing import Any, cast
 import torch
 from segment_anything.modeling import MaskDecoder
 
+from pipeline.model.products import products
+
 
 @dataclass(frozen=True)
 class ImageTokens:
@@ -224,26 +226,27 @@ class FastDecoder:
         weights = weights_NMc.to(self._dtype)
         by_row_Nor = (image.upscaling_oC @ tokens.basis_NrC.transpose(1, 2)).to(self._dtype)
         last_oc, last_bias_o = (tensor.to(self._dtype) for tensor in _as_linear(last))
+        gain_c1, bias_c1 = (tensor.to(self._dtype)[:, None] for tensor in (norm.weight, norm.bias))
         scale_N1L = tokens.scale_N1L.to(self._dtype)
-        # Rows of the embedding, of a token's pixels and of their pixels; then columns.
-        logits = torch.empty(count, masks, side, 2, 2, side, 2, 2, device=weights.device)
+        logits = torch.empty(count, masks, 4 * side, 4 * side, device=weights.device)
         step = max(1, places // side)
         for top in range(0, side, step):
-            rows = slice(top, top + step)
             strip = slice(top * side, (top + step) * side)
             first_NoL = (scale_N1L[:, :, strip] * image.upscaling_shared_oL[:, strip]).add_(
                 image.upscaling_rest_o1
             )
-            first_NoL = torch.baddbmm(first_NoL, by_row_Nor, tokens.rows_NrL[:, :, strip])
+            first_NoL += products(by_row_Nor, tokens.rows_NrL[:, :, strip])
             first_Ncp = first_NoL.view(count, len(norm.weight), -1)  # c 64, p 4 pixels of each token
             variance_N1p = first_Ncp.square().mean(1, keepdim=True, dtype=torch.float32)
             first_Ncp = first_Ncp.mul_(variance_N1p.add_(norm.eps).rsqrt_().to(self._dtype))
-            first_Ncp = first_Ncp.mul_(norm.weight[:, None]).add_(norm.bias[:, None])
-            second_Nop = torch.bmm(last_oc.expand(count, -1, -1), activation(first_Ncp)).add_(last_bias_o[:, None])
+            first_Ncp = first_Ncp.mul_(gain_c1).add_(bias_c1)
+            second_Nop = products(last_oc.expand(count, -1, -1), activation(first_Ncp)).add_(last_bias_o[:, None])
             second_Ncq = activation(second_Nop).view(count, weights.shape[2], -1)  # q 16 pixels of each token
             made = torch.bmm(weights, second_Ncq).view(count, masks, 2, 2, 2, 2, -1, side)
-            logits[:, :, rows] = made.permute(0, 1, 6, 4, 2, 7, 5, 3)
-        return logits.view(count, masks, 4 * side, 4 * side)
+            # A token's pixels in rows, then in columns: two steps, as one would go number by number.
+            by_column = made.permute(0, 1, 6, 4, 2, 5, 3, 7).reshape(count, masks, -1, 4, side)
+            logits[:, :, 4 * top : 4 * (top + step)] = by_column.transpose(3, 4).flatten(3)
+        return logits
 
     def _projection(
         self,
@@ -302,7 +305,7 @@ class FastDecoder:
         shared_hLd = values.shared_hdL.transpose(1, 2)
         if values.rest_hdL is None:
             return _per_head(weights_NhTL, shared_hLd).float()
-        by_row_Nrr = torch.bmm(weights_NhTL.flatten(1, 2), state.rows_NrL.transpose(1, 2)).float()
+        by_row_Nrr = products(weights_NhTL.flatten(1, 2), state.rows_NrL.transpose(1, 2)).float()
         through_NhTC = torch.bmm(by_row_Nrr, state.basis_NrC).view(*queries_NhTd.shape[:3], -1)
         read = _per_head(weights_NhTL.mul_(state.scale_N1L[:, None].to(self._dtype)), shared_hLd).float()
         read = read + _per_head(through_NhTC, values.weight_hdC.transpose(1, 2))
@@ -319,7 +322,7 @@ class FastDecoder:
         )
         through_NrC = _per_head(tokens_NhTd, projection.weight_hdC).flatten(1, 2)
         by_row_Nrr = torch.bmm(through_NrC, state.basis_NrC.transpose(1, 2)).to(self._dtype)
-        return torch.baddbmm(scores.flatten(1, 2), by_row_Nrr, state.rows_NrL).view_as(scores)
+        return scores.add_(products(by_row_Nrr, state.rows_NrL).view_as(scores))
 
     def _updated(
         self,
@@ -348,7 +351,7 @@ class FastDecoder:
         basis_NrC = torch.cat([_centred(state.basis_NrC, 2), own_NrC, constant_N1C], dim=1)
         # |Y|² of Y = s U + Bᵀ R: s² |U|², and for each row R times 2 s B U + B Bᵀ R.
         gram_Nrr = torch.bmm(basis_NrC, basis_NrC.transpose(1, 2)).to(self._dtype)
-        products_NrL = torch.bmm(gram_Nrr, rows_NrL)
+        products_NrL = products(gram_Nrr, rows_NrL)
         parts = torch.split(rows_NrL, [part for few in values for part in (few.shape[1] * few.shape[2], 1)], dim=1)
         own_N1L = tables.norm.energy_L * state.scale_N1L
         for few, dots, constant_dots, part, constant in zip(

@@ -231,25 +231,26 @@ class SamModel(nn.Module):
         Returns:
             Logits K x S/4 x S/4, K the number of wanted masks, in the order of `wanted_N3`'s rows.
         """
-        tokens = predictions.mask_tokens_N3C
+        mask_tokens = predictions.mask_tokens_N3C
         heads = self.mask_decoder.output_hypernetworks_mlps[1:]
-        weights = torch.stack([head(tokens[:, i]) for i, head in enumerate(heads)], dim=1)
+        weights = torch.stack([head(mask_tokens[:, i]) for i, head in enumerate(heads)], dim=1)
         side = self.image_size // STRIDE
-        logits = [torch.zeros(0, self.mask_size, self.mask_size, device=self.device)]
-        start = 0
+        logits_KSS = torch.empty(int(wanted_N3.sum()), self.mask_size, self.mask_size, device=self.device)
+        start = made = 0
         for few in predictions.image_tokens:
             part = slice(start, start := start + len(few))
-            prompts = wanted_N3[part].any(dim=1)
-            if prompts.any():
-                made = self._decoder.upscaled(
-                    predictions.image.tables,
-                    few.select(prompts),
-                    weights[part][prompts],
-                    side,
-                    self._places_at_once,
-                )
-                logits.append(made[wanted_N3[part][prompts]])
-        return torch.cat(logits)
+            wanted = wanted_N3[part]
+            prompts = wanted.any(dim=1)
+            if not prompts.any():
+                continue
+            tokens, few_weights, kept = few.select(prompts), weights[part][prompts], wanted[prompts]
+            if len(kept) == 1:  # of several prompts not all want the same ones
+                few_weights, kept = few_weights[:, kept[0]], kept[:, kept[0]]
+            upscaled = self._decoder.upscaled(
+                predictions.image.tables, tokens, few_weights, side, self._places_at_once
+            )[kept]
+            logits_KSS[made : (made := made + len(upscaled))] = upscaled
+        return logits_KSS
 
     @property
     def _decoder(self) -> FastDecoder:

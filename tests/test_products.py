@@ -1,0 +1,39 @@
+"""Matrix products."""
+
+import pytest
+import torch
+
+from pipeline.model import products as module
+from pipeline.model.products import products
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_products_are_those_of_bmm(count: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    left = torch.randn(count, 56, 114, generator=random)
+    right = torch.randn(count, 114, 500, generator=random)
+    wide = torch.randn(count, 114, 900, generator=random)
+    with torch.inference_mode():
+        for a, b in (
+            (left, right),
+            (left, wide[:, :, 100:200]),
+            (right.mT, left.mT),
+            (left[:, :, 3:50], right[:, 3:50]),
+            (left[:1].expand(count, -1, -1), right),
+        ):
+            torch.testing.assert_close(products(a, b), torch.bmm(a, b), rtol=1e-5, atol=1e-4)
+    half = left.bfloat16(), right.bfloat16()
+    assert torch.equal(products(*half), torch.bmm(*half))
+
+
+def test_without_onednn_they_are_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LINEAR", None)
+    left, right = torch.randn(2, 5, 7), torch.randn(2, 7, 3)
+    assert torch.equal(products(left, right), torch.bmm(left, right))
+
+
+def test_onednn_is_found_or_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the operator is not there, or is another one, none is found, and no error raised."""
+    assert (module._onednn() is not None) == torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    assert module._onednn() is None
