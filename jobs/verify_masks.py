@@ -3,7 +3,9 @@
 import logging
 import multiprocessing
 import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -46,9 +48,8 @@ def verify_masks(*, output: str, processes: int | None = None, remove_damaged: b
         if remove_damaged:
             storage.delete(f"{output}/{name}")
     faulty = 0
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=spawn) as pool:
-        for shard, faults in enumerate(pool.map(check, range(shards))):
+    with _mapping(min(processes or os.cpu_count() or 1, shards)) as map_:
+        for shard, faults in enumerate(map_(check, range(shards))):
             faulty += bool(faults)
             for fault in faults[:_SHOWN_A_SHARD]:
                 print(fault)
@@ -59,6 +60,16 @@ def verify_masks(*, output: str, processes: int | None = None, remove_damaged: b
     images = document["manifest"]["images"]
     _log.info("%d images in %d shards: %d shards are not sound", images, shards, faulty)
     return 1 if faulty or others or manifest_fault else 0
+
+
+@contextmanager
+def _mapping(processes: int) -> Iterator[Callable[..., Iterable[list[str]]]]:
+    """`map` by so many processes; by this one where it is one."""
+    if processes <= 1:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from running import jpeg, run, write_jpegs
+from running import run, write_jpegs
 
 from pipeline.model.weights import DEMO, read_checkpoint
 from pipeline.training.store import open_store, read_shard
@@ -55,19 +54,6 @@ def test_embed_verify_resume_and_refuse(tmp_path: Path, tiny_checkpoint: Path) -
     ]
 
 
-def test_a_store_that_is_too_large_is_refused_before_any_worker(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    folder = write_jpegs(tmp_path / "in", 2)
-    (folder / "0002.jpg").write_bytes(jpeg(2))
-    refused = run(
-        "jobs.embed_images", *flags(folder, tmp_path / "out", tiny_checkpoint), "--max-bytes", f"{3 * 8192 - 1}"
-    )
-    assert refused.returncode == 2, refused.stderr
-    assert re.search(r"3 images x .* \(24576 bytes\), and --max-bytes allows .* \(24575 bytes\)", refused.stderr)
-    assert "ray" not in refused.stderr.lower()
-    assert not (tmp_path / "out" / "embeddings").exists()
-    assert not (tmp_path / "out" / "summary.json").exists()
-
-
 def test_the_weights_that_come_along_can_be_the_teacher(tmp_path: Path) -> None:
     folder = write_jpegs(tmp_path / "in", 2)
     output = tmp_path / "out"
@@ -81,14 +67,3 @@ def test_the_weights_that_come_along_can_be_the_teacher(tmp_path: Path) -> None:
     for one in stored:
         assert one.embedding_CGG.shape == (256, size // 16, size // 16)
         assert one.embedding_CGG.astype(np.float32).std() > 0.1
-
-
-@pytest.mark.parametrize("job", ["jobs.embed_images", "jobs.generate_masks"])
-def test_a_device_that_is_not_there_ends_it_before_anything_is_read_or_written(
-    job: str, tmp_path: Path, tiny_checkpoint: Path
-) -> None:
-    given = flags(tmp_path / "nowhere", tmp_path / "out", tiny_checkpoint)
-    refused = run(job, *given, "--device", "cuda", CUDA_VISIBLE_DEVICES="")
-    assert refused.returncode == 2, refused.stderr
-    assert "There is no GPU here" in refused.stderr
-    assert not list(tmp_path.iterdir())

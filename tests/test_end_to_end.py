@@ -124,29 +124,13 @@ def test_the_masks_are_those_of_the_original_package(tmp_path: Path) -> None:
         assert_parity(row["masks"], reference)
 
 
-@pytest.mark.parametrize(
-    ("flags", "code", "words"),
-    [
-        (["--points-per-side", "0"], 2, "points_per_side"),
-        (["--no-such-flag", "1"], 2, "no-such-flag"),
-        (["--images", "nowhere"], 3, "nowhere"),
-        (["--checkpoint", "nowhere.pt"], 3, "nowhere.pt"),
-        (["--model", "vit_b"], 3, "mobile_sam, not vit_b"),
-        (["--device", "cuda"], 2, "GPU"),
-        (["--device", "mps"], 2, "mps"),
-        (["--cpus-per-worker", "1000"], 2, "--cpus-per-worker"),
-    ],
-)
-def test_what_cannot_work_ends_before_any_worker(
-    tmp_path: Path, tiny_checkpoint: Path, flags: list[str], code: int, words: str
-) -> None:
+def test_more_cpus_than_there_are_end_it_before_any_worker(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    output = tmp_path / "out"
     folder = write_jpegs(tmp_path / "in", 1)
-    given = {"--images": str(folder), "--output": str(tmp_path / "out"), "--checkpoint": str(tiny_checkpoint)}
-    given |= dict(zip(flags[::2], flags[1::2], strict=True))
-    refused = run("jobs.generate_masks", *(word for pair in given.items() for word in pair))
-    assert refused.returncode == code, refused.stderr
-    assert words in refused.stdout + refused.stderr
-    assert not (tmp_path / "out" / "masks").exists()
+    refused = run(*job(tiny_checkpoint, folder, output, "--cpus-per-worker", "1000"))
+    assert refused.returncode == 2, refused.stderr
+    assert "--cpus-per-worker" in refused.stderr
+    assert not (output / "masks").exists()
 
 
 def test_case_41_too_many_failures_stop_the_run(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from bsds_folder import write_bsds
 from pydantic import ValidationError
-from running import kill_at_first_checkpoint, make_dataset, run
+from running import call, kill_at_first_checkpoint, make_dataset, run
 from seeded import reference_sam
 from small_training import masks_dataset, steps
 
@@ -180,14 +180,14 @@ def test_scenes_are_drawn_as_large_as_what_is_cut_from_them() -> None:
 
 def test_bad_settings_end_before_training(tmp_path: Path) -> None:
     for flag in ("--stages=60:1:1", "--stages=64:1", f"--seed={HELD_OUT_SEED}"):
-        refused = run("jobs.train_model", f"--output={tmp_path}/x", "--steps=1", "--scenes=1", flag)
+        refused = call("jobs.train_model", f"--output={tmp_path}/x", "--steps=1", "--scenes=1", flag)
         assert refused.returncode == 2, refused.stderr
-    nothing = run("jobs.train_model", f"--output={tmp_path}/x", "--steps=1")
+    nothing = call("jobs.train_model", f"--output={tmp_path}/x", "--steps=1")
     assert nothing.returncode == 2
     assert "nothing to train on" in nothing.stderr
-    nowhere = run("jobs.train_model", f"--output={tmp_path}/x", "--steps=1", f"--bsds={tmp_path}")
+    nowhere = call("jobs.train_model", f"--output={tmp_path}/x", "--steps=1", f"--bsds={tmp_path}")
     assert nowhere.returncode == 3
     assert "no BSDS500" in nowhere.stderr
-    no_gpu = run("jobs.train_model", f"--output={tmp_path}/x", "--steps=1", f"--bsds={tmp_path}", "--device=cuda")
+    no_gpu = call("jobs.train_model", f"--output={tmp_path}/x", "--steps=1", f"--bsds={tmp_path}", "--device=cuda")
     assert (no_gpu.returncode, "no cuda device" in no_gpu.stderr) == (2, True) or torch.cuda.is_available()
     assert not list(tmp_path.iterdir())

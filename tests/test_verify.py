@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from running import make_dataset, run, write_jpegs
+from running import call, make_dataset, run, write_jpegs
 
 from pipeline.config import AmgConfig, EmbeddingsConfig, Kind, MasksConfig
 from pipeline.contents import rows_of
@@ -163,11 +163,11 @@ def test_the_command_names_faults_and_removes_damage(dataset: Dataset) -> None:
     assert run("jobs.verify_masks", "--output", output).returncode == 0
     path = shard_path(output, 1)
     path.write_bytes(b"PAR1")
-    checked = run("jobs.verify_masks", "--output", output)
+    checked = call("jobs.verify_masks", "--output", output, "--processes", "1")
     assert checked.returncode == 1
     assert "masks/part-00001.parquet: damaged" in checked.stdout
     assert path.exists()
-    assert run("jobs.verify_masks", "--output", output, "--remove-damaged").returncode == 1
+    assert call("jobs.verify_masks", "--output", output, "--processes", "1", "--remove-damaged").returncode == 1
     assert not path.exists()
     assert shard_path(output, 0).exists()
 
@@ -178,7 +178,7 @@ def test_the_command_names_what_stands_between_the_shards_and_a_changed_manifest
     for name in ("part-00002.parquet", "part-1.parquet"):
         path.with_name(name).write_bytes(path.read_bytes())
     path.with_name("notes.txt").write_text("mine")
-    checked = run("jobs.verify_masks", "--output", output)
+    checked = call("jobs.verify_masks", "--output", output, "--processes", "1")
     assert checked.returncode == 1
     assert checked.stdout.splitlines() == [
         f"masks/{name}: no shard of this run, which has 2" for name in ("part-00002.parquet", "part-1.parquet")
@@ -186,7 +186,7 @@ def test_the_command_names_what_stands_between_the_shards_and_a_changed_manifest
     document = path.parent.parent / "run.json"
     digest = json.loads(document.read_text())["manifest"]["digest"]
     document.write_text(document.read_text().replace(digest, "0" * 64))
-    again = run("jobs.verify_masks", "--output", output, "--remove-damaged")
+    again = call("jobs.verify_masks", "--output", output, "--processes", "1", "--remove-damaged")
     assert again.returncode == 1
     assert again.stdout.splitlines()[0] == f"manifest: its digest is {digest}, run.json says {'0' * 64}"
     assert sorted(file.name for file in path.parent.iterdir()) == [
@@ -197,6 +197,6 @@ def test_the_command_names_what_stands_between_the_shards_and_a_changed_manifest
 
 
 def test_an_address_without_a_run_is_said(tmp_path: Path) -> None:
-    refused = run("jobs.verify_masks", "--output", tmp_path)
+    refused = call("jobs.verify_masks", "--output", tmp_path)
     assert refused.returncode == 2
     assert "run.json" in refused.stderr
