@@ -11,14 +11,11 @@ or one has an IoU below 0.999 or a score that differs by more than 1e-4.
 """
 
 import argparse
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,11 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pycocotools import mask as coco
-from scipy.optimize import linear_sum_assignment
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
 
+from reporting import Masks, ious, origin, partners, table  # noqa: E402
 from seeded import ReferenceGenerator, SamPredictor, lively_state_dict, reference_with  # noqa: E402
 
 from pipeline.amg import MaskGenerator  # noqa: E402
@@ -39,7 +35,6 @@ from pipeline.model.sam import Precision  # noqa: E402
 from pipeline.model.weights import UNUSED, read_checkpoint  # noqa: E402
 
 Rgb = NDArray[np.uint8]
-Masks = list[dict[str, Any]]
 
 SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {},
@@ -96,11 +91,13 @@ def main() -> None:
                 rows[precision].append(row)
                 print(f"{precision}: {', '.join(row)}", file=sys.stderr, flush=True)
 
-    text = _header(options, device)
+    weights = options.checkpoint or f"seed {options.seed}"
+    text = origin(device)
+    text += f"* weights: {weights}; image size {options.image_size}, {options.points_per_side} points per side\n"
     if differences:
         text += f"* largest difference of embeddings in float32: {max(differences):.1e}\n"
     for precision in precisions:
-        text += f"\n{precision}\n\n" + _table([COLUMNS[precision], *rows[precision]])
+        text += f"\n{precision}\n\n" + table([COLUMNS[precision], *rows[precision]])
     print(text)
     if options.output:
         Path(options.output).write_text("# Parity with the package mobile_sam\n\n" + text)
@@ -163,16 +160,6 @@ def _timed(generate: Callable[[Rgb], Masks], rgb: Rgb, device: torch.device) -> 
     return masks, time.perf_counter() - start
 
 
-def _ious(masks: Masks, expected: Masks) -> NDArray[np.float64]:
-    """Mask IoU of each with each; 1 for two empty masks."""
-    if not (masks and expected):
-        return np.zeros((len(masks), len(expected)))
-    ious = coco.iou([m["segmentation"] for m in masks], [m["segmentation"] for m in expected], [0] * len(expected))
-    both_empty = np.array([[m["area"] == 0] for m in masks]) & np.array([m["area"] == 0 for m in expected])
-    paired: NDArray[np.float64] = np.where(both_empty, 1.0, ious)
-    return paired
-
-
 def _paired(masks: Masks, expected: Masks) -> list[str]:
     """Parity, same order, smallest IoU, share of equal RLEs, largest differences of the scores."""
     if len(masks) != len(expected):
@@ -184,7 +171,7 @@ def _paired(masks: Masks, expected: Masks) -> list[str]:
         for a, b in zip(masks, expected, strict=True)
     )
     pairs = list(zip(masks, expected, strict=True))
-    smallest = min(_ious([a], [b])[0, 0] for a, b in pairs)
+    smallest = min(ious([a], [b])[0, 0] for a, b in pairs)
     equal = np.mean([a["segmentation"] == b["segmentation"] for a, b in pairs])
     differences = [
         np.nanmax([0.0, *(abs(a[score] - b[score]) for a, b in pairs)])
@@ -202,40 +189,10 @@ def _paired(masks: Masks, expected: Masks) -> list[str]:
 
 def _matched(masks: Masks, expected: Masks) -> list[str]:
     """Masks matched one to one, their mean IoU, and the share of the reference's and ours left without."""
-    ious = _ious(masks, expected)
-    pairs = ious[linear_sum_assignment(-ious)]
-    pairs = pairs[pairs >= 0.5]
+    pairs = partners(masks, expected)
     total = len(masks) + len(expected)
     mean = f"{pairs.mean():.4f}" if len(pairs) else "-"
     return [str(len(pairs)), mean, f"{100 * (1 - 2 * len(pairs) / total):.1f} %" if total else "0 %"]
-
-
-def _header(options: argparse.Namespace, device: torch.device) -> str:
-    root = Path(__file__).parents[1]
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}"
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    weights = options.checkpoint or f"seed {options.seed}"
-    return (
-        f"* {device.type}: {name}{threads}; torch {torch.__version__}, Python {platform.python_version()}\n"
-        f"* {datetime.now(UTC):%Y-%m-%d}, commit {commit}\n"
-        f"* weights: {weights}; image size {options.image_size}, {options.points_per_side} points per side\n"
-    )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""What the benchmarks' tables have in common: where and of what they were measured, how masks are matched."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+from scipy.optimize import linear_sum_assignment
+
+Masks = list[dict[str, Any]]
+PARTNERS: Final = 0.5
+"""IoU of two masks that can be partners."""
+
+
+def origin(device: torch.device) -> str:
+    """Device, versions, date and commit, as lines of a list."""
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    return (
+        f"* {device.type}: {name}{threads}; torch {torch.__version__}, Python {platform.python_version()}\n"
+        f"* {datetime.now(UTC):%Y-%m-%d}, commit {commit}\n"
+    )
+
+
+def table(rows: list[list[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def ious(masks: Masks, expected: Masks) -> NDArray[np.float64]:
+    """Mask IoU of each with each; 1 for two empty masks."""
+    if not (masks and expected):
+        return np.zeros((len(masks), len(expected)))
+    overlaps = coco.iou(
+        [m["segmentation"] for m in masks], [m["segmentation"] for m in expected], [0] * len(expected)
+    )
+    both_empty = np.array([[m["area"] == 0] for m in masks]) & np.array([m["area"] == 0 for m in expected])
+    paired: NDArray[np.float64] = np.where(both_empty, 1.0, overlaps)
+    return paired
+
+
+def partners(masks: Masks, expected: Masks) -> NDArray[np.float64]:
+    """IoUs of masks matched one to one so that their sum is largest; below `PARTNERS` they are none."""
+    overlaps = ious(masks, expected)
+    pairs = overlaps[linear_sum_assignment(-overlaps)]
+    return pairs[pairs >= PARTNERS]
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
