@@ -1,11 +1,14 @@
 """A run from its beginning to its summary: what the commands that make masks and embeddings share."""
 
+import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Final
 
-from pipeline import engine
+from pipeline import engine, estimate, sources
 from pipeline import run as runs
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
@@ -36,6 +39,27 @@ def begin(config: RunConfig, check: Callable[[Run], None] = lambda _: None) -> R
     # Loaded once here, so that no worker is started for weights that do not load.
     model = checked_model(config.model.model_copy(update={"device": "cpu"}))
     return runs.open_run(config, weights_of(model), check)
+
+
+def dry_run(config: RunConfig) -> None:
+    """Print what the run of these settings would cost, as JSON; write nothing.
+
+    Raises:
+        PreflightError, SettingsError: as `begin`.
+        IncompleteRun: no sample could be made.
+    """
+    config = _with_canonical_addresses(config)
+    engine.check_device(config)
+    skipped: Counter[str] = Counter()
+    drawn = estimate.draw(sources.find_images(config.images, skipped))
+    if not drawn.images:
+        raise runs.no_images(config, skipped)
+    with engine.connected():
+        measured, workers = engine.measure_sample(config, drawn.sample)
+    made = measured.summary
+    if made.failed:
+        _log.warning("%d of the %d sampled images failed: %s", made.failed, made.images, made.statuses)
+    print(json.dumps(asdict(estimate.estimate(drawn, measured, config.images_per_shard, workers)), indent=2))
 
 
 def finish(run: Run) -> None:

@@ -26,6 +26,9 @@ def embed_images(*, config: Annotated[EmbeddingsConfig, Parameter(name="*")]) ->
     address, credentials or weights, before anything was started; 4 too many images failed; 130 interrupted.
     Finished shards are kept in every case, and the same command goes on.
     """
+    if config.dry_run:
+        dataset.dry_run(config)
+        return 0
     dataset.finish(dataset.begin(config, lambda run: _check_size(run, config.max_bytes)))
     return 0
 

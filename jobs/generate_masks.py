@@ -16,6 +16,9 @@ def generate_masks(*, config: Annotated[MasksConfig, Parameter(name="*")]) -> in
     holds another run; 3 an address, credentials or weights, before anything was started; 4 too many images
     failed; 130 interrupted. Finished shards are kept in every case, and the same command goes on.
     """
+    if config.dry_run:
+        dataset.dry_run(config)
+        return 0
     dataset.finish(dataset.begin(config))
     return 0
 

@@ -176,6 +176,8 @@ class RunConfig(_Settings):
     """Images a Parquet file; also what a killed worker loses at most."""
     overwrite: bool = False
     """Delete the run that the output holds, the same one too, and start anew."""
+    dry_run: bool = False
+    """List the images, make a sample of them, print what the run would cost as JSON, and write nothing."""
     retry_failed: bool = False
     """Do the finished shards again that hold failed images."""
     max_failure_rate: Fraction = 0.5

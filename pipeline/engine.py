@@ -30,14 +30,17 @@ from numpy.typing import NDArray
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline import estimate
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
 from pipeline.contents import content_of
 from pipeline.errors import CheckpointError, IncompleteRun, SettingsError, TooManyFailures
+from pipeline.estimate import Measured
 from pipeline.model import pick_device
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.shard import ShardSummary, make_shard
+from pipeline.sources import ImageRef
 
 _ATTEMPTS: Final = 6  # a shard that has killed its worker this often is left missing, and the run says so
 _SHARDS_AT_ONCE: Final = 10_000  # of one Ray Dataset: each takes 35 KB of the driver, and 2.5 ms at the start
@@ -143,6 +146,30 @@ def _close(board: Any) -> None:
     with suppress(ray.exceptions.RayError):
         while not ray.get(board.close.remote(), timeout=_CLOSING_SECONDS) and time.monotonic() < deadline:
             time.sleep(0.05)
+
+
+def measure_sample(config: RunConfig, sample: list[ImageRef]) -> tuple[Measured, int]:
+    """Make a sample of a run's images as one of its workers would, on the connected Ray.
+
+    Returns:
+        What it took, and how many workers the run would have.
+
+    Raises:
+        IncompleteRun: it failed.
+        SettingsError: the local machine lacks the device.
+    """
+    workers, cpus, gpus = _resources(config)
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_measure)
+    try:
+        measured: Measured = ray.get(task.remote(config, sample, max(1, int(cpus))))
+    except ray.exceptions.RayError as error:
+        raise IncompleteRun(f"The sample could not be made: {_last_line(error)}") from error
+    return measured, workers
+
+
+def _measure(config: RunConfig, sample: list[ImageRef], threads: int) -> Measured:
+    torch.set_num_threads(threads)
+    return estimate.measure(config, sample)
 
 
 class ShardWorker:

@@ -71,7 +71,7 @@ def check_addresses(config: RunConfig) -> None:
     skipped: Counter[str] = Counter()
     found = storage.list_files(config.images) if resumed else sources.find_images(config.images, skipped)
     if next(found, None) is None and not config.allow_empty:
-        raise _no_images(config, skipped)
+        raise no_images(config, skipped)
 
 
 def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], None] = lambda _: None) -> Run:
@@ -224,7 +224,7 @@ def _begin(config: RunConfig, own: str, determinants: dict[str, Any], check: Cal
 
     def before_write(info: ManifestInfo) -> None:
         if info.images == 0 and not config.allow_empty:
-            raise _no_images(config, skipped)
+            raise no_images(config, skipped)
         check(run_of(info))
         if config.overwrite:
             _delete_run(config.output, config.kind)
@@ -254,7 +254,8 @@ def _begin(config: RunConfig, own: str, determinants: dict[str, Any], check: Cal
     return run
 
 
-def _no_images(config: RunConfig, skipped: Counter[str]) -> NoImages:
+def no_images(config: RunConfig, skipped: Counter[str]) -> NoImages:
+    """What to raise where a listing has no image."""
     passed = ", ".join(f"{count} {name}" for name, count in skipped.most_common(5)) or "nothing"
     return NoImages(
         f"There is no image under {storage.redact(config.images)} (found {passed}). Check the address, or pass "

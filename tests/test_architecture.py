@@ -21,6 +21,7 @@ ORDER = [
     "pipeline.shard",
     "pipeline.verify",
     "pipeline.run",
+    "pipeline.estimate",
     "pipeline.training",
     "pipeline.evaluation",
     "pipeline.progress",

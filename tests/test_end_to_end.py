@@ -54,6 +54,11 @@ def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> N
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "notes.txt").write_text("not an image")
     output = tmp_path / "out"
+    dry = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3", "--dry-run"))
+    assert dry.returncode == 0, dry.stderr
+    estimated = json.loads(dry.stdout)
+    assert (estimated["images"], estimated["sampled"], estimated["workers"]) == (7, 7, 1)
+    assert not output.exists()
     first = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3", "--max-bytes", "512MiB"))
     assert first.returncode == 0, first.stderr
     document = json.loads((output / "run.json").read_text())
@@ -76,7 +81,8 @@ def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> N
     assert (summary["state"], summary["ok"], summary["failed"]) == ("complete", 6, 1)
     assert summary["failures"] == {"truncated": 1}
     assert summary["skipped"] == {".txt": 1}
-    assert summary["masks"] == sum(len(row["masks"]) for row in found)
+    assert summary["masks"] == sum(len(row["masks"]) for row in found) == estimated["masks"]
+    assert summary["bytes"] == pytest.approx(estimated["output_bytes"], rel=0.5)  # three small files, not one
     assert run("jobs.verify_masks", "--output", output).returncode == 0
 
     shard = output / "masks" / "part-00001.parquet"

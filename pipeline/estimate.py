@@ -1,0 +1,106 @@
+"""What a run would cost, from a sample of its images that is made for good measure and thrown away."""
+
+import random
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pipeline import manifest
+from pipeline.amg.selfcheck import checked_model
+from pipeline.config import RunConfig
+from pipeline.contents import content_of
+from pipeline.shard import ShardSummary, make_shard
+from pipeline.sources import ImageRef
+
+MOST_SAMPLED: Final = 64
+_FEWEST_SAMPLED: Final = 8
+_SAMPLE_SECONDS: Final = 60.0  # that a sample may take, unless images are slower than that allows
+
+
+class Drawn(NamedTuple):
+    """Some images of a listing."""
+
+    images: int
+    """In the whole listing."""
+    sample: list[ImageRef]
+    """`MOST_SAMPLED` of them, or all; each subset is as likely as another."""
+
+
+class Measured(NamedTuple):
+    """What a sample took."""
+
+    startup_seconds: float
+    """To load the model and make the first image."""
+    summary: ShardSummary
+    """Of a shard of images after that."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take. Times are of the machine where the sample was made, with nothing beside it."""
+
+    images: int
+    sampled: int
+    workers: int
+    seconds: float
+    """From the first worker's start to the last shard."""
+    worker_hours: float
+    """GPU-hours where each worker has a GPU."""
+    output_bytes: int
+    masks: int
+
+
+def draw(refs: Iterable[ImageRef]) -> Drawn:
+    """Count a listing and take a sample, in one pass and constant memory (Vitter's algorithm R)."""
+    order = random.Random(0)  # noqa: S311 (no secret)
+    count, sample = 0, list[ImageRef]()
+    for count, ref in enumerate(refs, start=1):
+        if len(sample) < MOST_SAMPLED:
+            sample.append(ref)
+        elif (place := order.randrange(count)) < MOST_SAMPLED:
+            sample[place] = ref
+    order.shuffle(sample)
+    return Drawn(count, sample)
+
+
+def measure(config: RunConfig, sample: list[ImageRef]) -> Measured:
+    """Load the model and make one shard of as many images as about a minute allows, beginning with the first.
+
+    Raises:
+        As `checked_model` and `make_shard`.
+    """
+    start = time.monotonic()
+    content = content_of(config, checked_model(config.model))
+
+    def shard_of(refs: list[ImageRef]) -> ShardSummary:
+        with tempfile.TemporaryDirectory(prefix="everymask-estimate-") as folder:
+            here = config.model_copy(update={"output": Path(folder).as_uri()})
+            manifest.write_manifest(refs, here.output, images_per_shard=len(refs))
+            return make_shard(0, here, content, {})
+
+    first = shard_of(sample[:1])
+    startup = time.monotonic() - start
+    some = max(_FEWEST_SAMPLED, int(_SAMPLE_SECONDS / max(first.seconds, 1e-3)))
+    return Measured(startup, shard_of(sample[:some]))
+
+
+def estimate(drawn: Drawn, measured: Measured, images_per_shard: int, workers: int) -> Estimate:
+    """The whole run, as its sample was."""
+    made = measured.summary
+    each = made.seconds / made.images
+    shards = -(-drawn.images // images_per_shard)
+    workers = min(workers, shards)
+    # Whole shards go to workers: the one with most of them decides.
+    longest = min(drawn.images, -(-shards // workers) * images_per_shard)
+    return Estimate(
+        images=drawn.images,
+        sampled=made.images,
+        workers=workers,
+        seconds=round(measured.startup_seconds + each * longest, 1),
+        worker_hours=round((workers * measured.startup_seconds + each * drawn.images) / 3600, 4),
+        output_bytes=round(made.bytes / made.images * drawn.images),
+        masks=round(made.masks / made.images * drawn.images),
+    )
