@@ -2,8 +2,9 @@
 
     python benchmarks/demo_weights.py --bsds BSDS500 --output FOLDER [--device cuda] [--minutes N] [--limit N]
 
-Leaves in FOLDER: `trained-1.safetensors`; on a CPU `trained-2.safetensors`, which goes on from it with another
-seed; `demo.safetensors` with thresholds and in float16; `demo.md` with what they reach. Started again after a
+Leaves in FOLDER: `trained-1.safetensors`; on a CPU `trained-2.safetensors` and `trained-3.safetensors`, each of
+which goes on from the one before with another seed; `demo.safetensors` with thresholds and in float16; `demo.md`
+with what they reach. Started again after a
 kill, it goes on from the last checkpoint. Needs no Ray.
 """
 
@@ -24,6 +25,10 @@ EVERY_ROUND: Final = [
 ]
 # A step of the last stage costs several times one of the first.
 ON_CPU: Final = ["--stages", "224:16:0.85", "--stages", "512:4:1", "--warmup-steps", "40"]
+LARGER_ON_CPU: Final = [
+    *("--stages", "224:16:0.5", "--stages", "320:8:0.8", "--stages", "512:4:1"),
+    *("--warmup-steps", "40"),
+]
 ON_GPU: Final = [
     *("--stages", "224:64:0.75", "--stages", "512:32:1", "--warmup-steps", "100"),
     *("--loaders", "12"),
@@ -33,6 +38,7 @@ ROUNDS: Final = {
     "cpu": [
         [*ON_CPU, "--seed", "0", "--learning-rate", "2e-3", "--grouping-steps", "1000"],
         [*ON_CPU, "--seed", "2", "--learning-rate", "1.5e-3"],
+        [*LARGER_ON_CPU, "--seed", "3", "--learning-rate", "1.5e-3"],
     ],
     "cuda": [[*ON_GPU, "--seed", "0", "--learning-rate", "2e-3", "--grouping-steps", "1500"]],
 }
