@@ -58,7 +58,8 @@ def call(name: str, *flags: str | Path) -> subprocess.CompletedProcess[str]:
     output, errors = io.StringIO(), io.StringIO()
     handler = logging.StreamHandler(errors)
     logging.getLogger().addHandler(handler)
-    terminated = signal.getsignal(signal.SIGTERM)
+    ours = logging.getLogger("everymask")
+    level, terminated = ours.level, signal.getsignal(signal.SIGTERM)
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             run_command(job, name, [str(flag) for flag in flags])
@@ -67,6 +68,7 @@ def call(name: str, *flags: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command(name, *flags), ended.code, output.getvalue(), errors.getvalue())
     finally:
         logging.getLogger().removeHandler(handler)
+        ours.setLevel(level)
         signal.signal(signal.SIGTERM, terminated)
 
 
