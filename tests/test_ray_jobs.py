@@ -76,7 +76,7 @@ def test_ray_job_submit_and_stop(tmp_path: Path, tiny_checkpoint: Path, ray_head
     folder = write_jpegs(tmp_path / "in", 4)
     output = tmp_path / "out"
     whole = submit("--", *command(*job(tiny_checkpoint, folder, output, "--images-per-shard", "2")))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (submitted := ray(ray_head, *whole)).returncode and time.monotonic() < deadline:
         time.sleep(1)  # the head is not up yet
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
