@@ -11,13 +11,11 @@ mask that the student itself holds for the best, as in the paper, and of the bes
 
 import argparse
 import copy
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import origin
 
 from pipeline.config import AmgConfig
 from pipeline.evaluation import against_teacher
@@ -224,12 +224,11 @@ def _miou(student: SamModel, teacher: SamModel, pictures: PictureSet) -> tuple[f
 
 
 def _report(rows: list[dict[str, Result]], options: argparse.Namespace, device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {platform.machine()}"
     shown = {key: value for key, value in vars(options).items() if key not in {"output", "bsds", "device"}}
     lines = [
         "# Decoupled and coupled distillation",
         "",
-        f"* {name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}",
+        *origin(device).splitlines(),
         f"* command: `python benchmarks/decoupled_vs_coupled.py {shlex.join(sys.argv[1:])}`",
         f"* {', '.join(f'{key} {value}' for key, value in shown.items())}, "
         f"{'BSDS500 and scenes' if options.bsds else 'scenes'}",

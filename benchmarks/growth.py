@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reporting import origin, table  # noqa: E402
+from reporting import origin, table
 
-from pipeline import manifest  # noqa: E402
-from pipeline.amg import MaskGenerator  # noqa: E402
-from pipeline.model import load_model  # noqa: E402
-from pipeline.sources import ImageRef  # noqa: E402
+from pipeline import manifest
+from pipeline.amg import MaskGenerator
+from pipeline.model import load_model
+from pipeline.sources import ImageRef
 
 POINTS: Final = (8, 16, 32, 64)
 MEGAPIXELS: Final = (0.25, 1, 4, 16, 64, 144)

@@ -1,4 +1,4 @@
-"""What a run would cost, from a sample of its images that is made for good measure and thrown away."""
+"""What a run would cost, told from a sample of its images, whose masks or embeddings are thrown away."""
 
 import random
 import tempfile
@@ -67,10 +67,14 @@ def draw(refs: Iterable[ImageRef]) -> Drawn:
 
 
 def measure(config: RunConfig, sample: list[ImageRef]) -> Measured:
-    """Load the model and make one shard of as many images as about a minute allows, beginning with the first.
+    """Load the model, make the first image, then one shard of as many as about a minute allows.
+
+    Args:
+        config: The run's settings; its output is not touched.
+        sample: One image at least.
 
     Raises:
-        As `checked_model` and `make_shard`.
+        CheckpointError, SettingsError, SelfCheckError, StorageError: as `checked_model` and `make_shard`.
     """
     start = time.monotonic()
     content = content_of(config, checked_model(config.model))
@@ -88,7 +92,14 @@ def measure(config: RunConfig, sample: list[ImageRef]) -> Measured:
 
 
 def estimate(drawn: Drawn, measured: Measured, images_per_shard: int, workers: int) -> Estimate:
-    """The whole run, as its sample was."""
+    """The whole run, as its sample was.
+
+    Args:
+        drawn: The listing.
+        measured: Its sample.
+        images_per_shard: Of the run.
+        workers: At most.
+    """
     made = measured.summary
     each = made.seconds / made.images
     shards = -(-drawn.images // images_per_shard)

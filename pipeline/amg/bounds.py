@@ -59,7 +59,16 @@ def bounds(logits_KSS: torch.Tensor, embedding: Embedding, image_size: int) -> B
 
 
 def surely_overlap(boxes_N4_xyxy: torch.Tensor, others: Bounds, box_iou: float) -> torch.Tensor:
-    """Which of K others overlap one of N boxes by more than `box_iou`, whatever their boxes turn out to be."""
+    """Which of K others overlap one of N boxes by more than `box_iou`, whatever their boxes turn out to be.
+
+    Args:
+        boxes_N4_xyxy: int64.
+        others: Bounds of the K others.
+        box_iou: 0 to 1.
+
+    Returns:
+        bool K.
+    """
     boxes_N14 = boxes_N4_xyxy[:, None]
     low_NK2 = torch.maximum(boxes_N14[..., :2], others.inner_K4_xyxy[:, :2])
     high_NK2 = torch.minimum(boxes_N14[..., 2:], others.inner_K4_xyxy[:, 2:])

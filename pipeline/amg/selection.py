@@ -45,7 +45,7 @@ def select(found: list[Found], crop: Crop, image_size: int, config: AmgConfig) -
     bounds = Bounds(*(torch.cat(boxes) for boxes in zip(*(part.bounds for part in found), strict=True)))
     left_N = torch.sort(predicted_iou_N, descending=True, stable=True).indices
     kept: list[Candidates] = []
-    while True:
+    while len(left_N) or not kept:
         few_n, left_N = left_N[:_AT_ONCE], left_N[_AT_ONCE:]
         few_logits = [logits[i] for i in few_n.tolist()]
         logits_nSS = torch.stack(few_logits) if few_logits else found[0].logits_NSS[:0]
@@ -55,10 +55,9 @@ def select(found: list[Found], crop: Crop, image_size: int, config: AmgConfig) -
         candidates = filters.whole(candidates, crop.box_xyxy, crop.of_image)
         candidates = _distinct(candidates, kept, config.box_nms_thresh)
         kept.append(candidates)
-        if not len(left_N):
-            return concatenate(kept)
         others = Bounds(*(boxes_N4[left_N] for boxes_N4 in bounds))
         left_N = left_N[~surely_overlap(candidates.boxes_N4_xyxy, others, config.box_nms_thresh)]
+    return concatenate(kept)
 
 
 def _distinct(candidates: Candidates, kept: list[Candidates], box_iou: float) -> Candidates:

@@ -25,7 +25,12 @@ _LINEAR: Final = _onednn()
 
 
 def products(left_Nij: torch.Tensor, right_Njk: torch.Tensor) -> torch.Tensor:
-    """N products, N x i x k; as `torch.bmm`, but for rounding. On a CPU not differentiable."""
+    """N products of matrices i x j and j x k: N x i x k. As `torch.bmm`, but for rounding; not differentiable.
+
+    Args:
+        left_Nij: float32 or bfloat16, on any device.
+        right_Njk: The same.
+    """
     if _LINEAR is None or left_Nij.device.type != "cpu" or left_Nij.dtype != torch.float32 or not len(left_Nij):
         return torch.bmm(left_Nij, right_Njk)
     if not right_Njk.mT.is_contiguous():
