@@ -267,7 +267,7 @@ class SamModel(nn.Module):
         return 1024 if self.device.type == "cpu" else 1 << 30
 
     def _autocast(self) -> AbstractContextManager[None]:
-        # A TinyViT is about a tenth of an image's time on a CPU; bfloat16 would save half of it, and cost accuracy.
+        # On a CPU a TinyViT takes about a tenth of the time; bfloat16 would save half of that, and cost accuracy.
         exact = self.precision == "fp32" or (self.device.type == "cpu" and self.architecture in TINY_VITS)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=not exact)
 
