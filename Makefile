@@ -4,14 +4,21 @@ BIN := $(VENV)/bin
 # The reference makes gigabytes of masks an image: memory that is given back costs a fifth of the tests' time.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: demo test check install clean
+.PHONY: demo test test-without-ray test-with-ray check install clean
 
 demo: install
 	$(BIN)/python -m jobs.demo
 
 test: check
-	OMP_NUM_THREADS=1 $(KEEP_MEMORY) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	@echo "Tests that start a Ray run beside the others; the results of each come at its end."
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-without-ray test-with-ray
+
+test-without-ray:
+	OMP_NUM_THREADS=1 $(KEEP_MEMORY) nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not alone"
+
+# Ray waits more than it works, but not for long: its processes come first.
+test-with-ray:
+	RAY_worker_niceness=0 $(BIN)/python -m pytest -m alone
 
 check: install
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from running import run, write_jpegs
+from running import call, run, write_jpegs
 
 from pipeline.model.weights import DEMO, read_checkpoint
 from pipeline.training.store import open_store, read_shard
@@ -32,19 +32,19 @@ def test_embed_verify_resume_and_refuse(tmp_path: Path, tiny_checkpoint: Path) -
     assert "masks" not in first.stderr
     summary = json.loads((output / "summary.json").read_text())
     assert (summary["ok"], summary["failed"], summary["skipped"]) == (4, 1, {".txt": 1})
-    assert run("jobs.verify_masks", "--output", output).returncode == 0
+    assert call("jobs.verify_masks", "--output", output).returncode == 0
 
     shard = output / "embeddings" / "part-00001.parquet"
     before = pq.read_table(output / "embeddings")
     shard.unlink()
-    checked = run("jobs.verify_masks", "--output", output)
+    checked = call("jobs.verify_masks", "--output", output)
     assert (checked.returncode, checked.stdout) == (1, "embeddings/part-00001.parquet: missing\n")
     again = run("jobs.embed_images", *given, "--images-per-shard", "2")
     assert again.returncode == 0, again.stderr
     assert "5 images in 3 shards, 1 to do" in again.stderr
     assert pq.read_table(output / "embeddings").equals(before)
 
-    other = run("jobs.embed_images", *given, "--images-per-shard", "3")
+    other = call("jobs.embed_images", *given, "--images-per-shard", "3")
     assert other.returncode == 2
     assert "images_per_shard" in other.stderr
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from running import TIMEOUT_S, command, jpeg, processes_with, ray_workers, rows, run, write_jpegs
-from runs_of_masks import job, summary_of, wait_for_shards
+from running import TIMEOUT_S, call, command, jpeg, processes_with, ray_workers, rows, run, write_jpegs
+from runs_of_masks import job, made_without_ray, summary_of, wait_for_shards
 from seeded import PHOTOGRAPHS, ReferenceGenerator, assert_parity, lively_state_dict, reference_with
 
 import pipeline
@@ -83,7 +83,7 @@ def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> N
     assert summary["failures"] == {"truncated": 1}
     assert summary["skipped"] == {".txt": 1}
     assert summary["masks"] == sum(len(row["masks"]) for row in found) == estimated["masks"]
-    assert run("jobs.verify_masks", "--output", output).returncode == 0
+    assert call("jobs.verify_masks", "--output", output).returncode == 0
 
     shard = output / "masks" / "part-00001.parquet"
     others = {path: path.stat().st_mtime_ns for path in (output / "masks").iterdir() if path != shard}
@@ -93,12 +93,12 @@ def test_local_run_resume_and_verify(tmp_path: Path, tiny_checkpoint: Path) -> N
     assert rows(output) == found
     assert {path: path.stat().st_mtime_ns for path in others} == others
 
-    other = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "4", "--max-bytes", "512MiB"))
+    other = call(*job(tiny_checkpoint, folder, output, "--images-per-shard", "4", "--max-bytes", "512MiB"))
     assert other.returncode == 2
     assert "images_per_shard" in other.stderr
 
     shard.write_bytes(b"PAR1")
-    damaged = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3", "--max-bytes", "512MiB"))
+    damaged = call(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3", "--max-bytes", "512MiB"))
     assert damaged.returncode == 1
     assert "7 images in 3 shards, 0 to do" in damaged.stderr
     assert (
@@ -133,7 +133,7 @@ def test_the_masks_are_those_of_the_original_package(tmp_path: Path) -> None:
 def test_more_cpus_than_there_are_end_it_before_any_worker(tmp_path: Path, tiny_checkpoint: Path) -> None:
     output = tmp_path / "out"
     folder = write_jpegs(tmp_path / "in", 1)
-    refused = run(*job(tiny_checkpoint, folder, output, "--cpus-per-worker", "1000"))
+    refused = call(*job(tiny_checkpoint, folder, output, "--cpus-per-worker", "1000"))
     assert refused.returncode == 2, refused.stderr
     assert "--cpus-per-worker" in refused.stderr
     assert not (output / "masks").exists()
@@ -204,6 +204,6 @@ def test_case_34_a_killed_worker_costs_nothing(tmp_path: Path, tiny_checkpoint: 
         os.kill(worker.pid, signal.SIGKILL)
     _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, stderr
-    assert run(*job(tiny_checkpoint, folder, undisturbed, "--images-per-shard", "5")).returncode == 0
+    made_without_ray(tiny_checkpoint, folder, undisturbed, images_per_shard=7)
     assert rows(disturbed) == rows(undisturbed)
     assert summary_of(disturbed)["ok"] == 60

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
-from running import TIMEOUT_S, command, jpeg, rows, run
-from runs_of_masks import job
+from running import TIMEOUT_S, call, command, jpeg, rows, run
+from runs_of_masks import job, made_without_ray
 from s3server import S3Server
 
 pytestmark = pytest.mark.alone
@@ -75,12 +75,9 @@ def test_s3_killed_driver_and_resume(
     expected = {f"{bucket}/in/photos/{name}": "ok" for name in pictures}
     expected |= {f"{bucket}/in/{name}": status for name, (_, status) in BAD.items()}
     assert {row["uri"]: row["status"] for row in found} == expected
-    assert run("jobs.verify_masks", "--output", f"{bucket}/out").returncode == 0
+    assert call("jobs.verify_masks", "--output", f"{bucket}/out").returncode == 0
 
-    flags[flags.index(f"{bucket}/out")] = f"{bucket}/undisturbed"
-    flags[flags.index("--images-per-shard") + 1] = "64"
-    undisturbed = run(*flags)
-    assert undisturbed.returncode == 0, undisturbed.stderr
+    made_without_ray(tiny_checkpoint, f"{bucket}/in", f"{bucket}/undisturbed", images_per_shard=64)
     assert rows(bucket.removeprefix("s3://") + "/undisturbed", filesystem=filesystem) == found
 
 
