@@ -43,7 +43,7 @@ def fast(
     model: SamModel, features: torch.Tensor, sparse: torch.Tensor, at_once: int, dtype: torch.dtype
 ) -> Answers:
     decoder = model.mask_decoder
-    runner = FastDecoder(decoder, dtype)
+    runner = FastDecoder(decoder, dtype, dtype)
     positions = model.prompt_encoder.get_dense_pe()
     output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
@@ -52,11 +52,10 @@ def fast(
     weights = torch.stack(
         [head(hidden[:, 1 + i]) for i, head in enumerate(decoder.output_hypernetworks_mlps)], dim=1
     )
-    masks = [
-        runner.upscaled(image, state, part, model.image_size // 16, 40)
-        for state, part in zip(states, torch.split(weights, at_once), strict=True)
-    ]
-    return torch.cat(masks), decoder.iou_prediction_head(hidden[:, 0])
+    masks_NMSS = torch.empty(len(sparse), decoder.num_mask_tokens, model.mask_size, model.mask_size)
+    for state, *parts in zip(states, *(x.split(at_once) for x in (weights, masks_NMSS)), strict=True):
+        runner.upscale(image, state, parts[0], 40, parts[1])
+    return masks_NMSS, decoder.iou_prediction_head(hidden[:, 0])
 
 
 @pytest.mark.parametrize("image_size", [64, 256])

@@ -107,14 +107,20 @@ class ImageTables:
 class FastDecoder:
     """Runs a `MaskDecoder`'s weights, which it refers to and does not copy."""
 
-    def __init__(self, decoder: MaskDecoder, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        decoder: MaskDecoder,
+        dtype: torch.dtype = torch.float32,
+        upscaling_dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Take the weights.
 
         Args:
             decoder: Of segment-anything.
-            dtype: Of the arithmetic on image tokens; tokens of prompts are float32.
+            dtype: Of the transformer's arithmetic on image tokens; tokens of prompts are float32.
+            upscaling_dtype: Of the arithmetic from image tokens to masks.
         """
-        self._decoder, self._dtype = decoder, dtype
+        self._decoder, self._dtype, self._upscaling_dtype = decoder, dtype, upscaling_dtype
 
     def image(
         self, features_1CHW: torch.Tensor, dense_1CHW: torch.Tensor, positions_1CHW: torch.Tensor
@@ -169,8 +175,8 @@ class FastDecoder:
             self._projection(last.k_proj, last.num_heads, own_CL, rest_C, positions_CL),
             self._projection(last.v_proj, last.num_heads, own_CL, rest_C),
             weight_oC,
-            (weight_oC @ own_CL).to(self._dtype),
-            rest_o[:, None].to(self._dtype),
+            (weight_oC @ own_CL).to(self._upscaling_dtype),
+            rest_o[:, None].to(self._upscaling_dtype),
         )
 
     def run(
@@ -206,47 +212,46 @@ class FastDecoder:
         tokens = tokens + self._read(attention, image.keys, image.values, tokens + prompts_NTC, states)
         return transformer.norm_final_attn(tokens), states
 
-    def upscaled(
-        self, image: ImageTables, tokens: ImageTokens, weights_NMc: torch.Tensor, side: int, places: int
-    ) -> torch.Tensor:
-        """Masks from image tokens and the hypernetworks' weights.
+    def upscale(
+        self,
+        image: ImageTables,
+        tokens: ImageTokens,
+        weights_NMc: torch.Tensor,
+        places: int,
+        logits_NMSS: torch.Tensor,
+    ) -> None:
+        """Make masks from image tokens and the hypernetworks' weights.
 
         Args:
             image: Prepared.
             tokens: Image tokens, L = side x side.
             weights_NMc: One row of 32 channels a mask, M masks a prompt.
-            side: Of the embedding.
             places: Of the L at a time, as whole rows of the embedding, one at least; changes speed only.
-
-        Returns:
-            Logits N x M x 4 side x 4 side, float32.
+            logits_NMSS: Filled with the masks' logits, S = 4 side.
         """
         _, norm, activation, last, _ = cast(Any, self._decoder.output_upscaling)
-        count, masks, _ = weights_NMc.shape
-        weights = weights_NMc.to(self._dtype)
-        by_row_Nor = (image.upscaling_oC @ tokens.basis_NrC.transpose(1, 2)).to(self._dtype)
-        last_oc, last_bias_o = (tensor.to(self._dtype) for tensor in _as_linear(last))
-        gain_c1, bias_c1 = (tensor.to(self._dtype)[:, None] for tensor in (norm.weight, norm.bias))
-        scale_N1L = tokens.scale_N1L.to(self._dtype)
-        logits = torch.empty(count, masks, 4 * side, 4 * side, device=weights.device)
+        count, masks, channels = weights_NMc.shape
+        side, dtype = logits_NMSS.shape[-1] // 4, self._upscaling_dtype
+        weights_NMc = weights_NMc.to(dtype)
+        by_row_Nor = (image.upscaling_oC @ tokens.basis_NrC.transpose(1, 2)).to(dtype)
+        last_oc, last_bias_o = (tensor.to(dtype) for tensor in _as_linear(last))
+        gain_c1, bias_c1 = (tensor.to(dtype)[:, None] for tensor in (norm.weight, norm.bias))
+        scale_N1L, rows_NrL = tokens.scale_N1L.to(dtype), tokens.rows_NrL.to(dtype)
         step = max(1, places // side)
         for top in range(0, side, step):
             strip = slice(top * side, (top + step) * side)
-            first_NoL = (scale_N1L[:, :, strip] * image.upscaling_shared_oL[:, strip]).add_(
-                image.upscaling_rest_o1
-            )
-            first_NoL += products(by_row_Nor, tokens.rows_NrL[:, :, strip])
+            first_NoL = products(by_row_Nor, rows_NrL[:, :, strip], image.upscaling_rest_o1)
+            first_NoL = first_NoL.addcmul_(scale_N1L[:, :, strip], image.upscaling_shared_oL[:, strip])
             first_Ncp = first_NoL.view(count, len(norm.weight), -1)  # c 64, p 4 pixels of each token
             variance_N1p = first_Ncp.square().mean(1, keepdim=True, dtype=torch.float32)
-            first_Ncp = first_Ncp.mul_(variance_N1p.add_(norm.eps).rsqrt_().to(self._dtype))
+            first_Ncp = first_Ncp.mul_(variance_N1p.add_(norm.eps).rsqrt_().to(dtype))
             first_Ncp = first_Ncp.mul_(gain_c1).add_(bias_c1)
-            second_Nop = products(last_oc.expand(count, -1, -1), activation(first_Ncp)).add_(last_bias_o[:, None])
-            second_Ncq = activation(second_Nop).view(count, weights.shape[2], -1)  # q 16 pixels of each token
-            made = torch.bmm(weights, second_Ncq).view(count, masks, 2, 2, 2, 2, -1, side)
+            second_Nop = products(last_oc.expand(count, -1, -1), activation(first_Ncp), last_bias_o[:, None])
+            second_Ncq = activation(second_Nop).view(count, channels, -1)  # q 16 pixels of each token
+            made = torch.bmm(weights_NMc, second_Ncq).view(count, masks, 2, 2, 2, 2, -1, side)
             # A token's pixels in rows, then in columns: two steps, as one would go number by number.
             by_column = made.permute(0, 1, 6, 4, 2, 5, 3, 7).reshape(count, masks, -1, 4, side)
-            logits[:, :, 4 * top : 4 * (top + step)] = by_column.transpose(3, 4).flatten(3)
-        return logits
+            logits_NMSS[:, :, 4 * top : 4 * (top + step)] = by_column.transpose(3, 4).flatten(3)
 
     def _projection(
         self,
@@ -276,9 +281,9 @@ class FastDecoder:
         """The image's own, before any layer."""
         places = image.upscaling_shared_oL.shape[1]
         channels = image.keys.weight_hdC.shape[2]
-        new = image.upscaling_shared_oL.new_empty
         scale = torch.ones(count, 1, places, device=image.upscaling_shared_oL.device)
-        return ImageTokens(scale, new(count, 0, places), scale.new_empty(count, 0, channels))
+        rows = scale.new_empty(count, 0, places, dtype=self._dtype)
+        return ImageTokens(scale, rows, scale.new_empty(count, 0, channels))
 
     def _read(
         self,

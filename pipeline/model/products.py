@@ -7,6 +7,7 @@ gives bfloat16 ones, does not. `torch.compile` reaches oneDNN through the operat
 from typing import Any, Final
 
 import torch
+from torch.nn import functional as F
 
 
 def _onednn() -> Any:
@@ -24,17 +25,28 @@ def _onednn() -> Any:
 _LINEAR: Final = _onednn()
 
 
-def products(left_Nij: torch.Tensor, right_Njk: torch.Tensor) -> torch.Tensor:
+def products(left_Nij: torch.Tensor, right_Njk: torch.Tensor, plus_i1: torch.Tensor | None = None) -> torch.Tensor:
     """N products of matrices i x j and j x k: N x i x k. As `torch.bmm`, but for rounding; not differentiable.
 
     Args:
         left_Nij: float32 or bfloat16, on any device.
         right_Njk: The same.
+        plus_i1: Is added to each column of the products.
     """
     if _LINEAR is None or left_Nij.device.type != "cpu" or left_Nij.dtype != torch.float32 or not len(left_Nij):
-        return torch.bmm(left_Nij, right_Njk)
+        return torch.bmm(left_Nij, right_Njk) if plus_i1 is None else torch.baddbmm(plus_i1, left_Nij, right_Njk)
     if not right_Njk.mT.is_contiguous():
         right_Njk = right_Njk.contiguous()  # of a part of a larger matrix oneDNN makes a slow plain loop
     pairs = zip(left_Nij.contiguous(), right_Njk.mT, strict=True)
     made = [_LINEAR(left_ij, right_kj, None, "none", [], "") for left_ij, right_kj in pairs]
-    return made[0][None] if len(made) == 1 else torch.stack(made)
+    product_Nik = made[0][None] if len(made) == 1 else torch.stack(made)
+    return product_Nik if plus_i1 is None else product_Nik.add_(plus_i1)
+
+
+def linear(x: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor | None) -> torch.Tensor:
+    """Rows ... x i to ... x o. As `torch.nn.functional.linear`, but for rounding; not differentiable."""
+    exact = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    if _LINEAR is None or x.device.type != "cpu" or not exact or not x.numel():
+        return F.linear(x, weight_oi, bias_o)
+    made: torch.Tensor = _LINEAR(x, weight_oi, bias_o, "none", [], "")
+    return made

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import SettingsError
 from pipeline.model.decoder import FastDecoder, ImageTables, ImageTokens
+from pipeline.model.inference import hasten
 from pipeline.model.tinyvit import (
     EMBEDDING_CHANNELS,
     STRIDE,
@@ -137,6 +138,7 @@ class SamModel(nn.Module):
             iou_head_depth=3,
             iou_head_hidden_dim=256,
         )
+        hasten(self)
         self.eval()
 
     @property
@@ -234,7 +236,6 @@ class SamModel(nn.Module):
         mask_tokens = predictions.mask_tokens_N3C
         heads = self.mask_decoder.output_hypernetworks_mlps[1:]
         weights = torch.stack([head(mask_tokens[:, i]) for i, head in enumerate(heads)], dim=1)
-        side = self.image_size // STRIDE
         logits_KSS = torch.empty(int(wanted_N3.sum()), self.mask_size, self.mask_size, device=self.device)
         start = made = 0
         for few in predictions.image_tokens:
@@ -246,15 +247,19 @@ class SamModel(nn.Module):
             tokens, few_weights, kept = few.select(prompts), weights[part][prompts], wanted[prompts]
             if len(kept) == 1:  # of several prompts not all want the same ones
                 few_weights, kept = few_weights[:, kept[0]], kept[:, kept[0]]
-            upscaled = self._decoder.upscaled(
-                predictions.image.tables, tokens, few_weights, side, self._places_at_once
-            )[kept]
-            logits_KSS[made : (made := made + len(upscaled))] = upscaled
+            kept_KSS = logits_KSS[made : (made := made + int(kept.sum()))]
+            shape = (*kept.shape, self.mask_size, self.mask_size)
+            all_NMSS = kept_KSS.view(shape) if kept.all() else logits_KSS.new_empty(shape)
+            self._decoder.upscale(predictions.image.tables, tokens, few_weights, self._places_at_once, all_NMSS)
+            if not kept.all():
+                kept_KSS[:] = all_NMSS[kept]
         return logits_KSS
 
     @property
     def _decoder(self) -> FastDecoder:
-        return FastDecoder(self.mask_decoder, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        exact, fast = torch.float32, torch.float32 if self.precision == "fp32" else torch.bfloat16
+        # On a CPU bfloat16 decides on next to the same time among near duplicates differently.
+        return FastDecoder(self.mask_decoder, exact if self.device.type == "cpu" else fast, fast)
 
     @property
     def _prompts_at_once(self) -> int:
