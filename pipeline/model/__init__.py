@@ -27,8 +27,8 @@ def load_model(
             .pth or .safetensors file with tensors under the published names. The architecture is told from the
             tensors.
         device: `auto` takes the first of cuda, mps, cpu that is there.
-        precision: `fp32`, or `bf16`, where bfloat16 is worth it: on a GPU all but the prompts' tokens, on a CPU the
-            upscaling, and the encoder of a ViT.
+        precision: `fp32`, or `bf16`: bfloat16 where it is worth it. On a GPU that is all but the tokens of
+            prompts, on a CPU the upscaling, and the encoder of a ViT.
         image_size: Side of the encoder's input in pixels, a multiple of 16; by default what the checkpoint
             says it was made for, else 1024.
 
