@@ -1,0 +1,204 @@
+"""Right first, then fast: one device's decoder against a float64 reference, its stages, its images a second.
+
+    python benchmarks/gpu.py [--images FOLDER] [--checkpoint demo] [--device cuda] [--output FILE.md]
+
+1. Mask logits and predicted IoUs of fresh random embeddings and prompts, beside segment_anything's decoder in
+   float64, as a relative norm. What is to be written is NaN before. The exit code is 1, and nothing is timed,
+   where float32 is off by more than 1e-5, or bfloat16 by more than 0.03.
+2. Seconds of the stages of one photograph: medians, by the device's own events.
+3. Photographs one after another, through RLE, ours and the package mobile_sam, taking turns: medians of the
+   rounds, images a second, peak memory, and how near the arithmetic's floor of 3.7 ms on an H100 is.
+
+Without photographs, some of scikit-image's.
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from segment_anything.utils.amg import build_point_grid
+
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
+
+from reporting import origin, table  # noqa: E402
+from seeded import ReferenceGenerator, reference_with  # noqa: E402
+
+from pipeline.amg import MaskGenerator  # noqa: E402
+from pipeline.model import SamModel, load_model, pick_device  # noqa: E402
+from pipeline.model.sam import Precision  # noqa: E402
+from pipeline.model.weights import UNUSED, read_checkpoint  # noqa: E402
+
+Rgb = NDArray[np.uint8]
+PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16")
+LARGEST_ERROR: Final = {"fp32": 1e-5, "bf16": 0.03}
+FLOOR_MS: Final = 3.7
+"""Of an image's arithmetic on an H100, with the work taken out that all prompts share."""
+
+
+def main() -> None:
+    """Check, measure, and print or write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="folder of photographs")
+    parser.add_argument("--checkpoint", default="demo")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--image-size", type=int, default=1024)
+    parser.add_argument("--points-per-side", type=int, default=32)
+    parser.add_argument("--limit", type=int, default=16, help="photographs at most")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", help="file that receives the tables as Markdown")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.backends.cudnn.allow_tf32 = False
+    device = pick_device(options.device)
+    models = {p: load_model(options.checkpoint, device, p, options.image_size) for p in PRECISIONS}
+    text = f"{origin(device)}* weights {options.checkpoint}, image size {options.image_size}, "
+    text += f"{options.points_per_side} points per side\n\n"
+
+    errors = {precision: _errors(model) for precision, model in models.items()}
+    text += table(
+        [["precision", "error of logits", "of predicted IoUs"]]
+        + [[precision, *(f"{error:.1e}" for error in found)] for precision, found in errors.items()]
+    )
+    if any(not max(found) <= LARGEST_ERROR[precision] for precision, found in errors.items()):  # NaN too
+        sys.exit(f"{text}\nwrong answers: not timed")
+
+    photographs = _photographs(options.images)[: options.limit]
+    points = build_point_grid(options.points_per_side)
+    text += "\n" + table(_stages(models, photographs[0], points, device, options.rounds))
+    tensors = {name: torch.zeros(shape) for name, shape in UNUSED.items()}
+    tensors |= dict(read_checkpoint(options.checkpoint).tensors)
+    stock = reference_with(
+        {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, options.image_size
+    )
+    thresholds = models["fp32"].thresholds
+    generators: dict[str, Callable[[Rgb], Any]] = {
+        "mobile_sam, fp32": ReferenceGenerator(
+            stock.to(device), points_per_side=options.points_per_side, points_per_batch=64, **thresholds
+        ).generate
+    }
+    for precision, model in models.items():
+        generator = MaskGenerator(model, points_per_side=options.points_per_side)
+        generators[f"everymask, {precision}"] = generator.generate
+    text += "\n" + table(_throughput(generators, photographs, device, options.rounds))
+    print(text)
+    if options.output:
+        Path(options.output).write_text("# On one GPU\n\n" + text)
+
+
+def _errors(model: SamModel) -> tuple[float, float]:
+    """Relative norms of the difference from the float64 decoder: of mask logits, of predicted IoUs."""
+    side, count = model.image_size // 16, 16
+    features = torch.randn(1, 256, side, side, device=model.device) * 0.5
+    points = torch.rand(count, 1, 2, device=model.device) * model.image_size
+    with torch.inference_mode():
+        encoder = model.prompt_encoder
+        dense, positions = encoder.no_mask_embed.weight.view(1, -1, 1, 1), encoder.get_dense_pe()
+        sparse, _ = encoder((points, torch.ones(count, 1, device=model.device)), None, None)
+        exact = copy.deepcopy(model.mask_decoder).double()
+        expected, expected_iou = exact.predict_masks(
+            features.double(), positions.double(), sparse.double(), dense.double().expand(count, -1, side, side)
+        )
+        tables = model._decoder.image(features, dense, positions)
+        own = model.mask_decoder
+        output = torch.cat([own.iou_token.weight, own.mask_tokens.weight]).expand(count, -1, -1)
+        hidden, states = model._decoder.run(tables, torch.cat([output, sparse], 1), count)
+        weights = [head(hidden[:, 1 + i]) for i, head in enumerate(own.output_hypernetworks_mlps)]
+        logits = torch.full((count, 4, model.mask_size, model.mask_size), torch.nan, device=model.device)
+        model._decoder.upscale(tables, states[0], torch.stack(weights, 1), 1 << 30, logits)
+        iou = own.iou_prediction_head(hidden[:, 0])
+    return tuple(  # type: ignore[return-value]
+        float((found - right).norm() / right.norm())
+        for found, right in ((logits.double(), expected), (iou.double(), expected_iou))
+    )
+
+
+def _stages(
+    models: dict[Precision, SamModel], rgb: Rgb, points_N2: NDArray[np.float64], device: torch.device, rounds: int
+) -> list[list[str]]:
+    rows = [["precision", "encoder, ms", "tables", "to the predicted IoU", "upscaling of a tenth"]]
+    for precision, model in models.items():
+        embedding = model.encode(rgb)
+        image = model.prepare(embedding)
+        prompts = points_N2 * rgb.shape[1::-1]
+        predictions = model.predict(image, prompts)
+        wanted = predictions.iou_N3 >= predictions.iou_N3.flatten().quantile(0.9)
+        stages: list[Callable[[], Any]] = [
+            lambda model=model: model.encode(rgb),
+            lambda model=model, embedding=embedding: model.prepare(embedding),
+            lambda model=model, image=image, prompts=prompts: model.predict(image, prompts),
+            lambda model=model, made=predictions, wanted=wanted: model.upscale(made, wanted),
+        ]
+        rows.append([precision, *(f"{_median_ms(stage, device, rounds):.2f}" for stage in stages)])
+    return rows
+
+
+def _throughput(
+    generators: dict[str, Callable[[Rgb], Any]], photographs: list[Rgb], device: torch.device, rounds: int
+) -> list[list[str]]:
+    rows = [["", "ms an image", "ratio", "images/s", "masks", "peak MiB", "% of the floor"]]
+    times: dict[str, list[float]] = {name: [] for name in generators}
+    peaks, masks = dict.fromkeys(generators, 0), dict.fromkeys(generators, 0)
+    for number in range(rounds + 1):
+        for name, generate in generators.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            seconds, made = _timed(lambda generate=generate: [len(generate(rgb)) for rgb in photographs], device)
+            if number:  # the first one warms up
+                times[name].append(seconds / len(photographs))
+            masks[name] = sum(made)
+            peaks[name] = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    first = statistics.median(next(iter(times.values())))
+    for name, measured in times.items():
+        each = statistics.median(measured)
+        floor = f"{100 * FLOOR_MS / 1e3 / each:.1f}"
+        rows.append(
+            [name, f"{1e3 * each:.1f}", f"{first / each:.1f}", f"{1 / each:.2f}", str(masks[name])]
+            + ([f"{peaks[name] / 2**20:.0f}", floor] if device.type == "cuda" else ["", ""])
+        )
+    return rows
+
+
+def _median_ms(stage: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    stage()
+    measured = []
+    for _ in range(rounds):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            stage()
+            end.record()
+            torch.cuda.synchronize(device)
+            measured.append(start.elapsed_time(end))
+        else:
+            measured.append(1e3 * _timed(stage, device)[0])
+    return statistics.median(measured)
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    start = time.perf_counter()
+    made = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start, made
+
+
+def _photographs(folder: Path | None) -> list[Rgb]:
+    if folder is None:
+        return [skimage.data.coffee(), skimage.data.astronaut(), skimage.data.rocket(), skimage.data.chelsea()]
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    return [np.array(Image.open(path).convert("RGB")) for path in files]
+
+
+if __name__ == "__main__":
+    main()
