@@ -9,8 +9,7 @@ from jobs.command import run_command
 from pipeline import run as runs
 from pipeline.curation.config import CurationConfig
 from pipeline.curation_engine import curate_shards
-from pipeline.errors import OutputConflict
-from pipeline.storage import canonical_uri, redact
+from pipeline.storage import canonical_uri
 
 
 def curate_masks(*, config: Annotated[CurationConfig, Parameter(name="*")]) -> int:
@@ -25,10 +24,8 @@ def curate_masks(*, config: Annotated[CurationConfig, Parameter(name="*")]) -> i
     """
     addresses = {"input": canonical_uri(config.input), "output": canonical_uri(config.output)}
     config = config.model_copy(update=addresses)
-    source = runs.read_document(config.input)
-    if runs.kind_of(source) != "masks":
-        raise OutputConflict(f"{redact(config.input)} holds no run of masks.")
-    run = runs.open_derived_run(config, config.input, config.determinants(source))
+    source = runs.read_finished_masks(config.input)
+    run = runs.open_derived_run(config, config.input, source, config.determinants(source))
     dataset.finish(run, curate_shards)
     return 0
 

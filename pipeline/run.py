@@ -125,20 +125,22 @@ def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], N
     return run
 
 
-def open_derived_run(config: _Settings, source: str, determinants: dict[str, Any]) -> Run[_Settings]:
+def open_derived_run(
+    config: _Settings, source: str, document: dict[str, Any], determinants: dict[str, Any]
+) -> Run[_Settings]:
     """Begin a run whose rows are made from another's, or take up the one that the output holds.
 
     The other's manifest is copied, so that images keep their numbers and shards their images.
 
     Args:
         config: The settings.
-        source: The other run's output; all its shards must be there.
+        source: The other run's output.
+        document: What its `run.json` says.
         determinants: All that decides the rows.
 
     Raises:
-        OutputConflict: the output is the other run, or holds another, which `overwrite` deletes only if it was
-            derived too.
-        SettingsError: the other run is not finished.
+        OutputConflict: the output and the other run lie in one another, or the output holds another run, which
+            `overwrite` deletes only if it was derived too.
         StorageError: an address cannot be read or written.
     """
     if storage.is_inside(config.output, source) or storage.is_inside(source, config.output):
@@ -146,26 +148,18 @@ def open_derived_run(config: _Settings, source: str, determinants: dict[str, Any
             f"The output {storage.redact(config.output)} and the input {storage.redact(source)} lie in one "
             "another. Choose an output elsewhere."
         )
-    document = read_document(source)
-    counts = document["manifest"]
-    missing = set(range(counts["shards"])) - shards_done(source, kind_of(document))
-    if missing:
-        raise SettingsError(
-            f"{storage.redact(source)} is not finished: {len(missing)} of {counts['shards']} shards have no file, "
-            f"the first is {min(missing)}. Repeat the command that made the others."
-        )
-    determinants = _redacted(determinants)
     there = read_document(config.output) if storage.exists(f"{config.output}/run.json") else None
     if there is not None and "source" not in there["determinants"]:
         raise OutputConflict(
             f"{storage.redact(config.output)} holds a run that was not made from another one's. Choose another "
             "output; --overwrite deletes no such run here."
         )
-    run = _taken_up(config, determinants)
-    if run is not None:
+    determinants = _redacted(determinants)
+    if (run := _taken_up(config, determinants)) is not None:
         return run
     if config.overwrite:
         _delete_run(config.output, config.kind)
+    counts = document["manifest"]
     manifest.copy_manifest(source, config.output, counts["shards"])
     run = _run_of(config, determinants, counts)
     _write_document(run, counts["digest"])
@@ -221,6 +215,26 @@ def read_document(output: str) -> dict[str, Any]:
             f"{storage.redact(uri)} is damaged ({error!r}). Choose another output, or delete that file and pass "
             "--overwrite to start anew."
         ) from error
+    return document
+
+
+def read_finished_masks(output: str) -> dict[str, Any]:
+    """What `run.json` says of a run of masks whose shards all have a file.
+
+    Raises:
+        OutputConflict: the output holds no such run, or a damaged `run.json`.
+        SettingsError: shards are missing.
+        StorageError: it cannot be read.
+    """
+    document = read_document(output)
+    if kind_of(document) != "masks":
+        raise OutputConflict(f"{storage.redact(output)} holds no run of masks.")
+    shards = document["manifest"]["shards"]
+    if missing := set(range(shards)) - shards_done(output, "masks"):
+        raise SettingsError(
+            f"{storage.redact(output)} is not finished: {len(missing)} of {shards} shards have no file, the first "
+            f"is {min(missing)}. Repeat the command that made the others."
+        )
     return document
 
 

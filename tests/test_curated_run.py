@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from curated_masks import SIZE, masks_run, record
+from curated_masks import SIZE, STEPS, curated, make, masks_run, record
 from known_masks import blobs, box
 from running import call, rows, run
 
 from pipeline import run as runs
-from pipeline.curation.config import CurationConfig, StepsConfig
+from pipeline.curation.config import StepsConfig
 from pipeline.curation.curate import curate_shard
 from pipeline.errors import OutputConflict, SettingsError
 from pipeline.run import Run
@@ -23,7 +23,6 @@ from pipeline.training.masks import MasksSource
 from pipeline.verify import faults_of_shard
 from schemas.masks import MASKS_SCHEMA
 
-STEPS = StepsConfig(mask_iou_thresh=0.8, hierarchy_thresh=0.9, flatten="smallest")
 NUMBER_OF_IMAGES = 5
 
 
@@ -35,21 +34,6 @@ def source(tmp_path: Path) -> Run:
     ]
     small = [record(box(SIZE, 1, 1, 3, 3))]
     return masks_run(tmp_path, [ragged, small, [], None, ragged[2:]])
-
-
-def curated(source: Run, steps: StepsConfig = STEPS, **changes: Any) -> Run[CurationConfig]:
-    """A curated run beside its input, without its shards."""
-    document = runs.read_document(source.config.output)
-    output = canonical_uri(source.config.output.rpartition("/")[0] + "/curated")
-    fields: dict[str, Any] = {"input": source.config.output, "output": output, "steps": steps}
-    config = CurationConfig(**fields | changes)
-    return runs.open_derived_run(config, config.input, config.determinants(document))
-
-
-def make(run: Run[CurationConfig]) -> Path:
-    made = {shard: curate_shard(shard, run.config, run.provenance) for shard in runs.shards_to_do(run)}
-    runs.write_summary(run, "complete", made, 1.0)
-    return Path(run.config.output.removeprefix("file://"))
 
 
 def test_a_curated_run_is_a_complete_run(source: Run) -> None:
