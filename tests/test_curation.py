@@ -55,6 +55,14 @@ def test_set_arithmetic_is_that_of_the_pixels(ragged: list[filters.Record]) -> N
     assert (arithmetic.shared_areas(rles, rles[::2]) == flat_NP @ flat_NP[::2].T).all()
 
 
+def test_arithmetic_takes_any_number_of_masks(ragged: list[filters.Record]) -> None:
+    rles = [mask["segmentation"] for mask in ragged] * 20
+    shared = arithmetic.shared_areas(rles, rles[:2])
+    assert (shared == np.tile(arithmetic.shared_areas(rles[: len(ragged)], rles[:2]), (20, 1))).all()
+    assert rle.area(rle.union(rles)) == HEIGHT * WIDTH
+    assert len(duplicates.distinct_masks(ragged * 20, 0.99, 1.0)) < len(ragged) + 20
+
+
 def test_thresholds_are_those_of_generation() -> None:
     values = np.array([[0.88, 0.95], [0.8800001, 0.9499999], [np.nan, np.nan]], np.float32).tolist()
     masks = [record(box(SIZE, 0, 0, 3, 3), iou, stability_score=stability) for iou, stability in values]

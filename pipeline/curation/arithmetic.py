@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline.amg.rle import Rle
+from pipeline.amg.rle import Rle, area
 
 _OFFSET: Final = 48  # COCO's RLE: five bits a character from this one on, the sixth says that more follow
 _MORE, _SIGN = 0x20, 0x10
@@ -67,7 +67,7 @@ def shared_areas(rles: Sequence[Rle], others: Sequence[Rle]) -> NDArray[np.int64
         return np.zeros((len(rles), len(others)), np.int64)
     # As crowds, what is divided by is the area of the first.
     shares_NM: NDArray[np.float64] = coco.iou(list(rles), list(others), [1] * len(others))
-    areas_N: NDArray[np.uint32] = coco.area(list(rles))
+    areas_N = np.array([area(rle) for rle in rles])  # pycocotools' own area takes 255 at a time
     return np.rint(shares_NM * areas_N[:, None]).astype(np.int64)
 
 
