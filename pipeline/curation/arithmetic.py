@@ -68,7 +68,8 @@ def shared_areas(rles: Sequence[Rle], others: Sequence[Rle]) -> NDArray[np.int64
     # As crowds, what is divided by is the area of the first.
     shares_NM: NDArray[np.float64] = coco.iou(list(rles), list(others), [1] * len(others))
     areas_N = np.array([area(rle) for rle in rles])  # pycocotools' own area takes 255 at a time
-    return np.rint(shares_NM * areas_N[:, None]).astype(np.int64)
+    shared_NM: NDArray[np.int64] = np.rint(shares_NM * areas_N[:, None]).astype(np.int64)
+    return shared_NM
 
 
 def box_of(rle: Rle) -> list[int]:
