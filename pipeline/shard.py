@@ -12,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
 from typing import Any, Final, Self, TypeVar
 
 import numpy as np
@@ -115,7 +114,7 @@ def write_shard(
     provenance: dict[str, Any],
     *,
     rows_per_group: int = MASKS_ROWS_PER_GROUP,
-    encoding: Mapping[str, Any] = MappingProxyType({}),
+    encoding: Mapping[str, Any] | None = None,
     on_image: OnImage = lambda *_: None,
     before_write: Callable[[], None] = lambda: None,
 ) -> ShardSummary:
@@ -149,7 +148,7 @@ def write_shard(
 
     counted = counted_rows()
     with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as file:
-        with pq.ParquetWriter(file, schema, compression="zstd", **encoding) as writer:
+        with pq.ParquetWriter(file, schema, compression="zstd", **(encoding or {})) as writer:
             while group := list(itertools.islice(counted, rows_per_group)):
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
             seconds = round(time.monotonic() - start, 3)

@@ -93,6 +93,10 @@ def test_filters_of_shape_keep_what_their_rules_say() -> None:
     assert kept(max_hole_fraction=0.2) == [1, 2, 3, 4, 5]
     assert kept(max_hole_fraction=0.25) == [0, 1, 2, 3, 4, 5]
     assert filters.hole_fraction(masks[0]) == 0.25
+    open_corner = box(SIZE, 10, 10, 20, 20) & ~box(SIZE, 11, 11, 19, 19)
+    assert filters.hole_fraction(record(open_corner)) > 0
+    open_corner[10, 10] = False
+    assert filters.hole_fraction(record(open_corner)) == 0
 
 
 def test_settings_that_leave_nothing_are_refused() -> None:

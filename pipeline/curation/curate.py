@@ -1,7 +1,6 @@
 """One image's masks through the steps that are asked for, in their order; and one shard's images."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from pipeline.amg import rle
@@ -50,33 +49,19 @@ def curate_row(row: Row, steps: StepsConfig) -> Row:
     }
 
 
-def curate_shard(
-    shard: int,
-    config: CurationConfig,
-    provenance: dict[str, Any],
-    *,
-    before_write: Callable[[], None] = lambda: None,
-) -> ShardSummary:
+def curate_shard(shard: int, config: CurationConfig, provenance: dict[str, Any]) -> ShardSummary:
     """Make a shard of the output of the same shard of the input, whole or not at all.
 
     Args:
         shard: Its number.
         config: The run's settings.
         provenance: JSON for the footer: fingerprint, determinants of the rows.
-        before_write: Called when the file is ready to be written; what it raises prevents that.
 
     Raises:
         StorageError: the input's file cannot be read, or the output's not be written.
     """
     rows = (curate_row(row, config.steps) for row in read_rows(config.input, "masks", shard))
-    return write_shard(
-        shard_uri(config.output, config.kind, shard),
-        shard,
-        rows,
-        CURATED_SCHEMA,
-        provenance,
-        before_write=before_write,
-    )
+    return write_shard(shard_uri(config.output, config.kind, shard), shard, rows, CURATED_SCHEMA, provenance)
 
 
 def _chosen(masks: list[Record], steps: StepsConfig) -> list[Record]:
