@@ -1,4 +1,4 @@
-"""A run from its beginning to its summary: what the commands that make masks and embeddings share."""
+"""A run from its beginning to its summary: what the commands that make datasets share."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Final
+from typing import Final, TypeVar
 
 from pipeline import engine, estimate, sources
 from pipeline import run as runs
@@ -14,13 +14,15 @@ from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
 from pipeline.contents import weights_of
 from pipeline.errors import IncompleteRun, StorageError, TooManyFailures
-from pipeline.run import Run
+from pipeline.run import OutputSettings, Run
 from pipeline.shard import ShardSummary
 from pipeline.storage import canonical_uri, redact
 from schemas.summary import State, Summary
 
 _NAMED: Final = 10  # damaged shards in a message
 _log = logging.getLogger("everymask")
+_Settings = TypeVar("_Settings", bound=OutputSettings)
+_MakeShards = Callable[[Run[_Settings], list[int]], Iterator[ShardSummary]]
 
 
 def begin(config: RunConfig, check: Callable[[Run], None] = lambda _: None) -> Run:
@@ -62,8 +64,12 @@ def dry_run(config: RunConfig) -> None:
     print(json.dumps(asdict(estimate.estimate(drawn, measured, config.images_per_shard, workers)), indent=2))
 
 
-def finish(run: Run) -> None:
+def finish(run: Run[_Settings], make_shards: _MakeShards[_Settings]) -> None:
     """Make the shards that are missing, on Ray, and reconcile.
+
+    Args:
+        run: The run.
+        make_shards: Makes shards of these numbers on the connected Ray, and yields the summaries of those it made.
 
     Raises:
         IncompleteRun: shards are still missing.
@@ -77,12 +83,12 @@ def finish(run: Run) -> None:
         len(to_do),
         redact(run.config.output),
     )
-    summary = _make_and_reconcile(run, to_do)
+    summary = _make_and_reconcile(run, to_do, make_shards)
     if summary["state"] != "complete":
         raise IncompleteRun(" ".join(_what_is_left(run, summary)))
 
 
-def _what_is_left(run: Run, summary: Summary) -> Iterator[str]:
+def _what_is_left(run: Run[OutputSettings], summary: Summary) -> Iterator[str]:
     yield f"{summary['not_done']} of {run.images} images are not done."
     if summary["missing_shards"]:
         yield "Shards have no file: the log says why they failed; the same command makes them."
@@ -105,14 +111,14 @@ def _with_canonical_addresses(config: RunConfig) -> RunConfig:
     )
 
 
-def _make_and_reconcile(run: Run, to_do: list[int]) -> Summary:
+def _make_and_reconcile(run: Run[_Settings], to_do: list[int], make_shards: _MakeShards[_Settings]) -> Summary:
     """Make the shards; however that ends, write what is there to summary.json."""
     made: dict[int, ShardSummary] = {}
     start = time.monotonic()
     try:
         if to_do:
             with engine.connected():
-                _make(run, to_do, made)
+                _make(run, make_shards(run, to_do), made)
     except BaseException as error:
         if summary := _summary_after(error, run, made, time.monotonic() - start):
             _log.info("%s", _in_words(run, summary))
@@ -122,10 +128,10 @@ def _make_and_reconcile(run: Run, to_do: list[int]) -> Summary:
     return summary
 
 
-def _make(run: Run, to_do: list[int], made: dict[int, ShardSummary]) -> None:
+def _make(run: Run[OutputSettings], shards: Iterator[ShardSummary], made: dict[int, ShardSummary]) -> None:
     start = time.monotonic()
     try:
-        for shard in engine.make_shards(run, to_do):
+        for shard in shards:
             made[shard.shard] = shard
     except KeyboardInterrupt as error:
         # Whoever stops us may not wait for the workers to end: Ray kills a stopped job after three seconds.
@@ -134,7 +140,7 @@ def _make(run: Run, to_do: list[int], made: dict[int, ShardSummary]) -> None:
 
 
 def _summary_after(
-    error: BaseException, run: Run, made: dict[int, ShardSummary], seconds: float
+    error: BaseException, run: Run[OutputSettings], made: dict[int, ShardSummary], seconds: float
 ) -> Summary | None:
     """Write summary.json where a run ends by an error, which what fails now must not hide."""
     states: dict[type[BaseException], State] = {
@@ -148,7 +154,7 @@ def _summary_after(
         return None
 
 
-def _in_words(run: Run, summary: Summary) -> str:
+def _in_words(run: Run[OutputSettings], summary: Summary) -> str:
     reasons = ", ".join(f"{count} {status}" for status, count in summary["failures"].items())
     masks = f"{summary['masks']} masks, " if run.config.kind == "masks" else ""
     return (

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from jobs import dataset
 from jobs.command import run_command
 from pipeline.config import EmbeddingsConfig
+from pipeline.engine import make_shards
 from pipeline.errors import SettingsError
 from pipeline.run import Run
 from schemas.embeddings import embedding_bytes
@@ -29,7 +30,8 @@ def embed_images(*, config: Annotated[EmbeddingsConfig, Parameter(name="*")]) ->
     if config.dry_run:
         dataset.dry_run(config)
         return 0
-    dataset.finish(dataset.begin(config, lambda run: _check_size(run, config.max_bytes)))
+    run = dataset.begin(config, lambda run: _check_size(run, config.max_bytes))
+    dataset.finish(run, make_shards)
     return 0
 
 

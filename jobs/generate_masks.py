@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from jobs import dataset
 from jobs.command import run_command
 from pipeline.config import MasksConfig
+from pipeline.engine import make_shards
 
 
 def generate_masks(*, config: Annotated[MasksConfig, Parameter(name="*")]) -> int:
@@ -19,7 +20,7 @@ def generate_masks(*, config: Annotated[MasksConfig, Parameter(name="*")]) -> in
     if config.dry_run:
         dataset.dry_run(config)
         return 0
-    dataset.finish(dataset.begin(config))
+    dataset.finish(dataset.begin(config), make_shards)
     return 0
 
 

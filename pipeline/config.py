@@ -75,16 +75,24 @@ class AmgConfig(_Settings):
     """Explicit grids of x, y in 0..1, one a crop layer, in place of `points_per_side`."""
     min_mask_region_area: Annotated[int, Field(ge=0)] = 0
     """Remove islands and holes smaller than this many pixels; 0 leaves masks as they are."""
+    keep_candidates: bool = False
+    """Leave the choice to jobs.curate_masks: thresholds that are not given keep all masks, and none is dropped as
+    a duplicate, whatever box_nms_thresh and crop_nms_thresh are."""
     output_mode: Annotated[OutputMode, _NOT_A_FLAG] = "coco_rle"
     """Form of `segmentation`: compressed COCO RLE, uncompressed RLE, or a bool array H x W."""
     memory_budget: Annotated[ByteSize, Field(gt=0)] = ByteSize(2**30)
     """Bytes that masks at the image's size may take at once; one mask is always allowed."""
 
     def with_thresholds(self, thresholds: Mapping[str, float]) -> Self:
-        """The same with the weights' own thresholds where none were given."""
-        return self.model_copy(
-            update={name: value for name, value in thresholds.items() if getattr(self, name) is None}
-        )
+        """The same with the weights' own thresholds where none were given; with `keep_candidates` with 0."""
+        chosen: dict[str, float] = {
+            name: 0.0 if self.keep_candidates else value
+            for name, value in thresholds.items()
+            if getattr(self, name) is None
+        }
+        if self.keep_candidates:
+            chosen |= {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}
+        return self.model_copy(update=chosen)
 
     @model_validator(mode="after")
     def _one_way_to_say_points(self) -> Self:
@@ -92,6 +100,12 @@ class AmgConfig(_Settings):
             raise ValueError("give points_per_side or point_grids, and the other as None")
         if self.point_grids is not None and len(self.point_grids) != self.crop_n_layers + 1:
             raise ValueError(f"{len(self.point_grids)} point_grids, {self.crop_n_layers + 1} crop layers")
+        return self
+
+    @model_validator(mode="after")
+    def _clean_what_is_kept(self) -> Self:
+        if self.keep_candidates and self.min_mask_region_area:
+            raise ValueError("keep_candidates leaves masks as they are: give min_mask_region_area to the curation")
         return self
 
     @model_validator(mode="after")
@@ -216,8 +230,8 @@ class MasksConfig(RunConfig):
 
     def determinants(self, weights: LoadedWeights) -> dict[str, Any]:
         """All that decides what the rows say, with the arguments of mask generation."""
-        settings = self.amg.with_thresholds(weights.thresholds)
-        amg = settings.model_dump(mode="json", exclude={"points_per_batch", "memory_budget"})
+        settings = self.amg.with_thresholds(weights.thresholds)  # which say all that keep_candidates does
+        amg = settings.model_dump(mode="json", exclude={"points_per_batch", "memory_budget", "keep_candidates"})
         return super().determinants(weights) | {"amg": amg}
 
 

@@ -5,7 +5,7 @@ Everything else of a shard is the same for both: `pipeline.shard`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,12 @@ from pipeline.amg import MaskGenerator
 from pipeline.config import Kind, LoadedWeights, MasksConfig, RunConfig
 from pipeline.errors import ImageError
 from pipeline.model import SamModel
+from schemas.curated import CURATED_SCHEMA
 from schemas.embeddings import embeddings_schema
 from schemas.masks import MASKS_SCHEMA, Status
 
 Row = dict[str, Any]
+MASKS_ROWS_PER_GROUP: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +37,11 @@ class Content:
     """The same columns of an image that failed."""
 
 
-def schema_of(kind: Kind, image_size: int) -> pa.Schema:
-    """The schema of a kind's shards, made with a model of this image size."""
-    return MASKS_SCHEMA if kind == "masks" else embeddings_schema(image_size)
+def schema_of(kind: Kind, determinants: dict[str, Any]) -> pa.Schema:
+    """The schema of a run's shards, by what its `run.json` says of it."""
+    if kind == "embeddings":
+        return embeddings_schema(determinants["image_size"])
+    return CURATED_SCHEMA if "curation" in determinants else MASKS_SCHEMA
 
 
 def weights_of(model: SamModel) -> LoadedWeights:
@@ -59,7 +63,9 @@ def masks_content(generator: MaskGenerator) -> Content:
         masks = generator.generate(rgb_HW3)
         return {"masks": masks, "status": Status.OK if masks else Status.EMPTY}
 
-    return Content(schema=MASKS_SCHEMA, rows_per_group=64, of_image=of_image, of_failure={"masks": []})
+    return Content(
+        schema=MASKS_SCHEMA, rows_per_group=MASKS_ROWS_PER_GROUP, of_image=of_image, of_failure={"masks": []}
+    )
 
 
 def embeddings_content(teacher: SamModel) -> Content:

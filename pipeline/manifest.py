@@ -122,6 +122,19 @@ def read_shard(output_uri: str, shard: int) -> list[ManifestRow]:
         return _rows(parquet, shard % SHARDS_PER_PART)
 
 
+def copy_manifest(source_uri: str, output_uri: str, shards: int) -> None:
+    """Copy another run's manifest of so many shards, in place of one that is there.
+
+    Raises:
+        StorageError: it cannot be read or written.
+    """
+    with tempfile.TemporaryDirectory(prefix="everymask-manifest-") as folder:
+        paths = [Path(folder, _part_name(part)) for part in range(max(1, -(-shards // SHARDS_PER_PART)))]
+        for part, path in enumerate(paths):
+            path.write_bytes(storage.read_bytes(_part_uri(source_uri, part)))
+        _put_parts(paths, output_uri)
+
+
 def digest_of(output_uri: str, shards: int) -> str:
     """The digest of the manifest that is there, which `ManifestInfo.digest` was when it was written.
 

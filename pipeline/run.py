@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, get_args
+from typing import Any, Final, Generic, Protocol, get_args
 
 import pyarrow as pa
+from typing_extensions import TypeVar  # with a default, as of Python 3.13
 
 import pipeline
 from pipeline import manifest, sources, storage
 from pipeline.config import Kind, LoadedWeights, RunConfig, fingerprint
-from pipeline.errors import NoImages, OutputConflict
+from pipeline.errors import NoImages, OutputConflict, SettingsError
 from pipeline.manifest import ManifestInfo
 from pipeline.shard import ShardSummary, read_footer
 from schemas import summary as summary_schema
@@ -31,11 +32,38 @@ _FOOTER_READERS: Final = 32
 _LISTED_SHARDS: Final = 1000
 
 
+class OutputSettings(Protocol):
+    """What a run's documents ask of its settings."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the rows hold."""
+
+    @property
+    def output(self) -> str:
+        """Where the run is."""
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether the run that is there is to be deleted."""
+
+    @property
+    def retry_failed(self) -> bool:
+        """Whether finished shards with failed images are done again."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """All settings, as JSON."""
+
+
+_Settings_co = TypeVar("_Settings_co", bound=OutputSettings, default=RunConfig, covariant=True)
+_Settings = TypeVar("_Settings", bound=OutputSettings)
+
+
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[_Settings_co]):
     """A run that has a manifest and a `run.json`."""
 
-    config: RunConfig
+    config: _Settings_co
     fingerprint: str
     determinants: dict[str, Any]
     images: int
@@ -90,7 +118,56 @@ def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], N
         StorageError: an address cannot be listed, read or written.
     """
     determinants = _redacted(config.determinants(weights))
-    own = fingerprint(determinants)
+    run = _taken_up(config, determinants)
+    if run is None:
+        return _begin(config, fingerprint(determinants), determinants, check)
+    check(run)
+    return run
+
+
+def open_derived_run(
+    config: _Settings, source: str, document: dict[str, Any], determinants: dict[str, Any]
+) -> Run[_Settings]:
+    """Begin a run whose rows are made from another's, or take up the one that the output holds.
+
+    The other's manifest is copied, so that images keep their numbers and shards their images.
+
+    Args:
+        config: The settings.
+        source: The other run's output.
+        document: What its `run.json` says.
+        determinants: All that decides the rows.
+
+    Raises:
+        OutputConflict: the output and the other run lie in one another, or the output holds another run, which
+            `overwrite` deletes only if it was derived too.
+        StorageError: an address cannot be read or written.
+    """
+    if storage.is_inside(config.output, source) or storage.is_inside(source, config.output):
+        raise OutputConflict(
+            f"The output {storage.redact(config.output)} and the input {storage.redact(source)} lie in one "
+            "another. Choose an output elsewhere."
+        )
+    there = read_document(config.output) if storage.exists(f"{config.output}/run.json") else None
+    if there is not None and "source" not in there["determinants"]:
+        raise OutputConflict(
+            f"{storage.redact(config.output)} holds a run that was not made from another one's. Choose another "
+            "output; --overwrite deletes no such run here."
+        )
+    determinants = _redacted(determinants)
+    if (run := _taken_up(config, determinants)) is not None:
+        return run
+    if config.overwrite:
+        _delete_run(config.output, config.kind)
+    counts = document["manifest"]
+    manifest.copy_manifest(source, config.output, counts["shards"])
+    run = _run_of(config, determinants, counts)
+    _write_document(run, counts["digest"])
+    return run
+
+
+def _taken_up(config: _Settings, determinants: dict[str, Any]) -> Run[_Settings] | None:
+    """The run that the output holds, if it is the one with these determinants; None where one is to be begun."""
     _refuse_other_kinds(config)
     if config.overwrite or not storage.exists(f"{config.output}/run.json"):
         if not config.overwrite and shards_done(config.output, config.kind):
@@ -98,16 +175,25 @@ def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], N
                 f"{storage.redact(config.output)} holds shards in {config.kind}/ but no run.json. Choose another "
                 "output, or pass --overwrite to delete them."
             )
-        return _begin(config, own, determinants, check)
+        return None
     document = read_document(config.output)
+    own = fingerprint(determinants)
     if document["fingerprint"] != own:
         raise OutputConflict(_conflict(config.output, document, own, determinants))
-    counts = document["manifest"]
-    run = Run(
-        config, own, determinants, counts["images"], counts["shards"], counts["duplicates"], counts["skipped"]
+    return _run_of(config, determinants, document["manifest"])
+
+
+def _run_of(config: _Settings, determinants: dict[str, Any], counts: dict[str, Any]) -> Run[_Settings]:
+    """What a `run.json` says of its manifest, as a run."""
+    return Run(
+        config,
+        fingerprint(determinants),
+        determinants,
+        counts["images"],
+        counts["shards"],
+        counts["duplicates"],
+        counts["skipped"],
     )
-    check(run)
-    return run
 
 
 def read_document(output: str) -> dict[str, Any]:
@@ -132,6 +218,26 @@ def read_document(output: str) -> dict[str, Any]:
     return document
 
 
+def read_finished_masks(output: str) -> dict[str, Any]:
+    """What `run.json` says of a run of masks whose shards all have a file.
+
+    Raises:
+        OutputConflict: the output holds no such run, or a damaged `run.json`.
+        SettingsError: shards are missing.
+        StorageError: it cannot be read.
+    """
+    document = read_document(output)
+    if kind_of(document) != "masks":
+        raise OutputConflict(f"{storage.redact(output)} holds no run of masks.")
+    shards = document["manifest"]["shards"]
+    if missing := set(range(shards)) - shards_done(output, "masks"):
+        raise SettingsError(
+            f"{storage.redact(output)} is not finished: {len(missing)} of {shards} shards have no file, the first "
+            f"is {min(missing)}. Repeat the command that made the others."
+        )
+    return document
+
+
 def kind_of(document: dict[str, Any]) -> Kind:
     """What the run of a `run.json` makes."""
     kind: Kind = next(kind for kind in get_args(Kind) if kind in document["determinants"]["schema"])
@@ -143,7 +249,7 @@ def shards_done(output: str, kind: Kind) -> set[int]:
     return set(_parts(f"{output}/{kind}"))
 
 
-def shards_to_do(run: Run) -> list[int]:
+def shards_to_do(run: Run[OutputSettings]) -> list[int]:
     """The shards without a file, and with `retry_failed` those whose file holds failed images."""
     done = shards_done(run.config.output, run.config.kind)
     if run.config.retry_failed:
@@ -151,7 +257,7 @@ def shards_to_do(run: Run) -> list[int]:
     return [shard for shard in range(run.shards) if shard not in done]
 
 
-def read_summaries(run: Run, shards: Iterable[int]) -> Iterator[ShardSummary]:
+def read_summaries(run: Run[OutputSettings], shards: Iterable[int]) -> Iterator[ShardSummary]:
     """The summaries of finished shards, from their footers; none of a damaged file.
 
     Raises:
@@ -170,7 +276,9 @@ def read_summaries(run: Run, shards: Iterable[int]) -> Iterator[ShardSummary]:
                 yield summary
 
 
-def write_summary(run: Run, state: State, made: dict[int, ShardSummary], seconds: float) -> Summary:
+def write_summary(
+    run: Run[OutputSettings], state: State, made: dict[int, ShardSummary], seconds: float
+) -> Summary:
     """Reconcile what is in the output with the manifest, and write `summary.json`.
 
     Args:
@@ -236,22 +344,26 @@ def _begin(config: RunConfig, own: str, determinants: dict[str, Any], check: Cal
         before_write=before_write,
     )
     run = run_of(info)
+    _write_document(run, info.digest)
+    return run
+
+
+def _write_document(run: Run[OutputSettings], digest: str) -> None:
     document = {
         "everymask": pipeline.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fingerprint": own,
-        "determinants": determinants,
+        "fingerprint": run.fingerprint,
+        "determinants": run.determinants,
         "manifest": {
             "images": run.images,
             "shards": run.shards,
             "duplicates": run.duplicates,
             "skipped": run.skipped,
-            "digest": info.digest,
+            "digest": digest,
         },
-        "settings": _redacted(config.model_dump(mode="json")),
+        "settings": _redacted(run.config.model_dump(mode="json")),
     }
-    storage.write_atomic(f"{config.output}/run.json", _json(document))
-    return run
+    storage.write_atomic(f"{run.config.output}/run.json", _json(document))
 
 
 def no_images(config: RunConfig, skipped: Counter[str]) -> NoImages:
@@ -263,7 +375,7 @@ def no_images(config: RunConfig, skipped: Counter[str]) -> NoImages:
     )
 
 
-def _refuse_other_kinds(config: RunConfig) -> None:
+def _refuse_other_kinds(config: OutputSettings) -> None:
     """Even `overwrite` deletes only what the command itself makes."""
     for kind in get_args(Kind):
         if kind != config.kind and (_run_kind(config.output) == kind or shards_done(config.output, kind)):

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from pipeline import manifest, sources, storage
 from pipeline.config import Kind, RunConfig
-from pipeline.contents import Content, Row
-from pipeline.errors import ImageError
+from pipeline.contents import MASKS_ROWS_PER_GROUP, Content, Row, rows_of
+from pipeline.errors import ImageError, StorageError
 from pipeline.images import decode_image
 from pipeline.manifest import ManifestRow
 from pipeline.model.memory import is_out_of_memory
@@ -93,31 +93,97 @@ def make_shard(
     Raises:
         StorageError: the manifest cannot be read or the file cannot be written.
     """
+    return write_shard(
+        shard_uri(config.output, config.kind, shard),
+        shard,
+        _outcomes(manifest.read_shard(config.output, shard), config, content),
+        content.schema,
+        provenance,
+        rows_per_group=content.rows_per_group,
+        encoding=content.encoding,
+        on_image=on_image,
+        before_write=before_write,
+    )
+
+
+def write_shard(
+    uri: str,
+    shard: int,
+    rows: Iterable[Row],
+    schema: pa.Schema,
+    provenance: dict[str, Any],
+    *,
+    rows_per_group: int = MASKS_ROWS_PER_GROUP,
+    encoding: Mapping[str, Any] | None = None,
+    on_image: OnImage = lambda *_: None,
+    before_write: Callable[[], None] = lambda: None,
+) -> ShardSummary:
+    """Write a shard's rows as they come, with what they sum up to in the footer, whole or not at all.
+
+    Args:
+        uri: The file's.
+        shard: Its number.
+        rows: In order; a row group of them is in memory at a time.
+        schema: Theirs.
+        provenance: JSON for the footer.
+        rows_per_group: Rows a row group.
+        encoding: Arguments of `pyarrow.parquet.ParquetWriter`.
+        on_image: Progress.
+        before_write: Called when the file is ready to be written; what it raises prevents that.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     start = time.monotonic()
     statuses: Counter[str] = Counter()
     masks = 0
 
     def counted_rows() -> Iterator[Row]:
         nonlocal masks
-        for row in _outcomes(manifest.read_shard(config.output, shard), config, content):
+        for row in rows:
             statuses[row["status"]] += 1
             masks += len(row.get("masks", ()))
             on_image(statuses.total(), masks, _failed(statuses))
             yield row
 
-    rows = counted_rows()
+    counted = counted_rows()
     with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as file:
-        with pq.ParquetWriter(file, content.schema, compression="zstd", **content.encoding) as writer:
-            while group := list(itertools.islice(rows, content.rows_per_group)):
-                writer.write_table(pa.Table.from_pylist(group, schema=content.schema))
+        with pq.ParquetWriter(file, schema, compression="zstd", **(encoding or {})) as writer:
+            while group := list(itertools.islice(counted, rows_per_group)):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
             seconds = round(time.monotonic() - start, 3)
             summary = ShardSummary(shard, statuses.total(), masks, dict(statuses), 0, seconds)
             footer = provenance | {"summary": asdict(summary)}
             writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(footer)})
         size = file.tell()
         before_write()
-        storage.write_atomic(shard_uri(config.output, config.kind, shard), file)
+        storage.write_atomic(uri, file)
     return replace(summary, bytes=size)
+
+
+def read_rows(output: str, kind: Kind, shard: int, columns: list[str] | None = None) -> Iterator[Row]:
+    """The rows of a finished shard, in order, a row group in memory at a time.
+
+    Args:
+        output: The run's.
+        kind: What it makes.
+        shard: The shard's number.
+        columns: Names of those to read; all by default.
+
+    Raises:
+        StorageError: the file cannot be read, or is damaged.
+    """
+    uri = shard_uri(output, kind, shard)
+    with storage.open_input(uri) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                yield from rows_of(parquet.read_row_group(group, columns))
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(
+                f"{storage.redact(uri)} is damaged: {error}. jobs.verify_masks --remove-damaged deletes it, and "
+                "the command that made it makes it again."
+            ) from error
 
 
 def read_footer(output: str, kind: Kind, shard: int) -> tuple[dict[str, Any], ShardSummary]:

@@ -38,11 +38,11 @@ def faults_of_shard(output: str, kind: Kind, fingerprint: str, shard: int) -> li
         footer, summary = read_footer(output, kind, shard)
         if footer["fingerprint"] != fingerprint:
             return [f"{name}: of another run, fingerprint {footer['fingerprint']}"]
-        image_size = footer["determinants"]["image_size"]
+        determinants = footer["determinants"]
         with storage.open_input(uri) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            if not parquet.schema_arrow.equals(schema_of(kind, image_size)):
+            if not parquet.schema_arrow.equals(schema_of(kind, determinants)):
                 return [f"{name}: of another schema"]
-            faults = _faults_of_rows(_rows(parquet), listed, summary, image_size)
+            faults = _faults_of_rows(_rows(parquet), listed, summary, determinants)
             return [f"{name}: {fault}" for fault in faults]
     except (StorageError, pa.ArrowException, OSError, KeyError, ValueError) as error:
         return [f"{name}: damaged: {error}"]
@@ -72,7 +72,7 @@ def _rows(parquet: pq.ParquetFile) -> Iterator[Row]:
 
 
 def _faults_of_rows(
-    rows: Iterator[Row], listed: list[ManifestRow], summary: ShardSummary, image_size: int
+    rows: Iterator[Row], listed: list[ManifestRow], summary: ShardSummary, determinants: dict[str, Any]
 ) -> Iterator[str]:
     count = masks = 0
     for row, image in zip_longest(rows, listed):
@@ -80,7 +80,7 @@ def _faults_of_rows(
             break
         if image is not None and (row["image_id"], row["uri"]) != (image.image_id, image.ref.uri):
             yield f"row of image {row['image_id']} where image {image.image_id} {image.ref.uri} belongs"
-        yield from (f"image {row['image_id']}{fault}" for fault in _faults_of_row(row, image_size))
+        yield from (f"image {row['image_id']}{fault}" for fault in _faults_of_row(row, determinants))
         count, masks = count + 1, masks + len(row.get("masks", ()))
     if count != len(listed):
         yield f"{count} rows for {len(listed)} images"
@@ -88,21 +88,44 @@ def _faults_of_rows(
         yield "its footer counts other images or masks"
 
 
-def _faults_of_row(row: Row, image_size: int) -> Iterator[str]:
+def _faults_of_row(row: Row, determinants: dict[str, Any]) -> Iterator[str]:
     status = row["status"]
     if status not in set(Status):
         yield f": unknown status {status}"
     if (row["error"] is None) != (status in PROCESSED):
         yield f": status {status} with the error {row['error']!r}"
     if "masks" not in row:
-        if fault := embedding_fault(row, image_size):
+        if fault := embedding_fault(row, determinants["image_size"]):
             yield f": {fault}"
         return
     if bool(row["masks"]) != (status == Status.OK):
         yield f": status {status} with {len(row['masks'])} masks"
-    for i, mask in enumerate(row["masks"]):
-        if fault := _mask_fault(mask, [row["height"], row["width"]]):
-            yield f", mask {i}: {fault}"
+    faults = [_mask_fault(mask, [row["height"], row["width"]]) for mask in row["masks"]]
+    yield from (f", mask {i}: {fault}" for i, fault in enumerate(faults) if fault)
+    if "coverage" in row and not any(faults):
+        yield from _curation_faults(row, flat=determinants["curation"]["flatten"] is not None)
+
+
+def _curation_faults(row: Row, *, flat: bool) -> Iterator[str]:
+    """What is wrong with parents, depths and coverage; of a partition also that its masks overlap."""
+    masks = row["masks"]
+    for i, mask in enumerate(masks):
+        parent, depth = mask["parent_id"], mask["depth"]
+        if parent is not None and not (0 <= parent < len(masks) and parent != i):
+            yield f", mask {i}: parent {parent} of {len(masks)} masks"
+        elif parent is None and depth not in {None, 0}:
+            yield f", mask {i}: depth {depth} without a parent"
+        elif parent is not None and (depth or 0) - 1 != masks[parent]["depth"]:
+            yield f", mask {i}: depth {depth} under one of depth {masks[parent]['depth']}"
+    found: tuple[float | None, int | None] = (None, None)
+    if row["status"] in PROCESSED:
+        pixels = row["height"] * row["width"]
+        covered = rle.area(rle.union([mask["segmentation"] for mask in masks])) if masks else 0
+        found = (covered / pixels, pixels - covered)
+        if flat and covered != sum(mask["area"] for mask in masks):
+            yield ": masks of a partition overlap"
+    if found != (row["coverage"], row["uncovered_area"]):
+        yield f": coverage {row['coverage']}, uncovered area {row['uncovered_area']}, where its masks say {found}"
 
 
 def embedding_fault(row: Row, image_size: int) -> str | None:

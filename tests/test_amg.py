@@ -105,6 +105,7 @@ def test_defaults_are_the_references() -> None:
     assert config.pop("point_grids") is None
     assert config.pop("crop_n_points_downscale_factor") == 1
     config.pop("memory_budget")
+    assert config.pop("keep_candidates") is False
     assert config == {name: getattr(generator, name) for name in config}
     assert len(generator.point_grids[0]) == 32**2
 

@@ -21,12 +21,15 @@ ORDER = [
     "pipeline.shard",
     "pipeline.verify",
     "pipeline.run",
+    "pipeline.curation",
+    "pipeline.export",
     "pipeline.estimate",
     "pipeline.training",
     "pipeline.evaluation",
     "pipeline.progress",
     "pipeline.engine",
     "pipeline.training_engine",
+    "pipeline.curation_engine",
     "jobs",
 ]
 WITHOUT_TORCH = {"schemas", *ORDER[1:8], "pipeline.progress"}
@@ -72,7 +75,7 @@ def test_modules_import_only_from_those_before_them() -> None:
 
 def test_only_the_engines_import_ray() -> None:
     importers = {name_of(path) for path in MODULES if any(i.split(".")[0] == "ray" for i in imports_of(path))}
-    assert importers == {"pipeline.engine", "pipeline.training_engine"}
+    assert importers == {"pipeline.engine", "pipeline.training_engine", "pipeline.curation_engine"}
 
 
 def test_torch_stays_out_of_what_needs_none() -> None:

@@ -12,6 +12,7 @@ from jobs.generate_masks import generate_masks
 from pipeline import engine
 from pipeline import run as runs
 from pipeline.config import LoadedWeights, MasksConfig
+from pipeline.engine import make_shards
 from pipeline.errors import StorageError, TooManyFailures
 from pipeline.run import Run
 
@@ -53,7 +54,7 @@ def test_a_summary_that_cannot_be_written_hides_no_error(
     monkeypatch.setattr(engine, "connected", connected)
     (tmp_path / "out" / "summary.json").mkdir()
     with caplog.at_level(logging.ERROR), pytest.raises(type(error)) as raised:
-        dataset.finish(run)
+        dataset.finish(run, make_shards)
     assert raised.value is error
     assert "summary.json is not written" in caplog.text
 
@@ -64,4 +65,4 @@ def test_a_summary_that_cannot_be_written_is_an_error_by_itself(
     monkeypatch.setattr(runs, "shards_to_do", lambda run: [])
     (tmp_path / "out" / "summary.json").mkdir()
     with pytest.raises(StorageError, match=r"summary\.json"):
-        dataset.finish(run)
+        dataset.finish(run, make_shards)

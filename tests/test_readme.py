@@ -23,7 +23,9 @@ from jobs.seeded_checkpoint import seeded_checkpoint
 from jobs.verify_masks import verify_masks
 from pipeline import errors
 from pipeline.config import EmbeddingsConfig, MasksConfig
+from pipeline.curation.config import CurationConfig
 from pipeline.evaluation.config import EvaluationConfig
+from pipeline.export.config import ExportConfig
 from pipeline.manifest import MANIFEST_SCHEMA
 from pipeline.storage import canonical_uri
 from schemas.embeddings import embeddings_schema
@@ -141,7 +143,8 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_flag_in_the_readme_is_one() -> None:
-    settings = (*fields(MasksConfig), *fields(EmbeddingsConfig), *fields(EvaluationConfig))
+    configs = (MasksConfig, EmbeddingsConfig, EvaluationConfig, CurationConfig, ExportConfig)
+    settings = [found for config in configs for found in fields(config)]
     ours = {flag for flag, _ in settings} | VERIFY_FLAGS | SEEDED_FLAGS | {"--help"}
     assert flags_in(README) - ours == OTHER_FLAGS
     sentences = section("Checking a dataset")

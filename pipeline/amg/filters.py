@@ -26,3 +26,9 @@ def nms(boxes_N4_xyxy: torch.Tensor, scores_N: torch.Tensor, box_iou: float) -> 
     one_class = torch.zeros_like(boxes_N4_xyxy[:, 0])
     keep: torch.Tensor = batched_nms(boxes_N4_xyxy.float(), scores_N, one_class, box_iou)
     return keep
+
+
+def nms_across_crops(boxes_N4_xyxy: torch.Tensor, crops_N4_xyxy: torch.Tensor, box_iou: float) -> torch.Tensor:
+    """Indices of what stays of several crops' masks; of duplicates that of the smaller crop does."""
+    left_N, top_N, right_N, bottom_N = crops_N4_xyxy.T
+    return nms(boxes_N4_xyxy, 1 / ((right_N - left_N) * (bottom_N - top_N)), box_iou)

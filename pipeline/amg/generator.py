@@ -78,8 +78,10 @@ class MaskGenerator:
                 rgb_HW3, crop_box, self._point_grids[layer], embedding if layer == 0 else None
             )
         ]
-        if len(crop_boxes) > 1:
-            masks = _distinct_across_crops(masks, config.crop_nms_thresh)
+        if len(crop_boxes) > 1 and masks:
+            boxes = torch.tensor([mask.box_xyxy for mask in masks])
+            crops = torch.tensor([mask.crop_box_xyxy for mask in masks])
+            masks = [masks[i] for i in filters.nms_across_crops(boxes, crops, config.crop_nms_thresh).tolist()]
         if config.min_mask_region_area > 0:
             box_iou = max(config.box_nms_thresh, config.crop_nms_thresh)
             masks = without_small_regions(masks, config.min_mask_region_area, box_iou)
@@ -159,13 +161,3 @@ class MaskGenerator:
         prompts_N = confident_N3.nonzero()[:, 0] + prompts.start
         boxes = bounds(logits, image.embedding, self.model.image_size)
         return Found(logits, iou_N3[confident_N3], prompts_N, boxes)
-
-
-def _distinct_across_crops(masks: list[Mask], box_iou: float) -> list[Mask]:
-    """Drop duplicates found in several crops; the smaller crop's mask stays."""
-    if not masks:
-        return masks
-    left, top, right, bottom = torch.tensor([mask.crop_box_xyxy for mask in masks]).T
-    boxes = torch.tensor([mask.box_xyxy for mask in masks])
-    keep = filters.nms(boxes, 1 / ((right - left) * (bottom - top)), box_iou)
-    return [masks[i] for i in keep.tolist()]

@@ -8,6 +8,7 @@ from segment_anything.utils.amg import batched_mask_to_box, remove_small_regions
 
 from pipeline.amg import filters, rle
 from pipeline.amg.mask import Mask
+from pipeline.amg.rle import Rle
 
 
 def without_small_regions(masks: list[Mask], min_area: int, box_iou: float) -> list[Mask]:
@@ -26,10 +27,16 @@ def without_small_regions(masks: list[Mask], min_area: int, box_iou: float) -> l
 
 
 def _clean(mask: Mask, min_area: int) -> Mask:
-    pixels = rle.decode(mask.segmentation)
+    cleaned = clean(mask.segmentation, min_area)
+    return mask if cleaned is None else replace(mask, segmentation=cleaned[0], box_xyxy=cleaned[1])
+
+
+def clean(segmentation: Rle, min_area: int) -> tuple[Rle, list[int]] | None:
+    """A mask without its small holes and islands, and its box; None where there are none."""
+    pixels = rle.decode(segmentation)
     pixels, filled = remove_small_regions(pixels, min_area, mode="holes")
     pixels, removed = remove_small_regions(pixels, min_area, mode="islands")
     if not (filled or removed):
-        return mask
+        return None
     box = batched_mask_to_box(torch.from_numpy(np.ascontiguousarray(pixels))[None])[0]
-    return replace(mask, segmentation=rle.encode(pixels), box_xyxy=box.tolist())
+    return rle.encode(pixels), box.tolist()

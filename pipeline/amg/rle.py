@@ -1,5 +1,6 @@
 """COCO run-length encoding, by pycocotools."""
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -47,6 +48,11 @@ def decode(rle: Rle) -> NDArray[np.bool_]:
     """The mask H x W of an RLE."""
     decoded: NDArray[np.uint8] = coco.decode(rle)
     return decoded.view(np.bool_)
+
+
+def union(rles: Sequence[Rle]) -> Rle:
+    """The pixels that are in at least one of some masks of one image, from their runs alone."""
+    return _text(coco.merge(list(rles)))
 
 
 def area(rle: Rle) -> int:

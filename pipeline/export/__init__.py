@@ -1,0 +1,1 @@
+"""Export: a masks dataset in the forms that other tools read."""

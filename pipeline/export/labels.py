@@ -1,0 +1,47 @@
+"""Pictures of numbers: each pixel says which mask it belongs to."""
+
+import io
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from PIL import Image
+
+from pipeline.curation.arithmetic import counts_of
+from pipeline.curation.filters import Record
+
+
+def labels_of(masks: list[Record], size: tuple[int, int], dtype: DTypeLike) -> NDArray[np.integer]:
+    """Height x width: 0 where no mask is, else a mask's place in the list plus 1.
+
+    It is laid out once from the runs of all masks.
+
+    Args:
+        masks: Without overlap; some may be empty.
+        size: The image's height and width.
+        dtype: Of the labels; must hold their number.
+    """
+    starts, lengths, labels = [], [], []
+    for label, mask in enumerate(masks, 1):
+        if not mask["area"]:
+            continue
+        counts = counts_of(mask["segmentation"])
+        starts.append(np.cumsum(counts)[: 2 * (len(counts) // 2) : 2])
+        lengths.append(counts[1::2])
+        labels.append(np.full(len(counts) // 2, label))
+    empty = np.zeros(0, np.int64)
+    starts_n, lengths_n, labels_n = (np.concatenate([empty, *parts]) for parts in (starts, lengths, labels))
+    order = np.argsort(starts_n, kind="stable")
+    starts_n, lengths_n, labels_n = starts_n[order], lengths_n[order], labels_n[order]
+    gaps_n = np.diff(np.concatenate([[0], starts_n])) - np.concatenate([[0], lengths_n])[: len(starts_n)]
+    height, width = size
+    runs = np.concatenate([np.stack([gaps_n, lengths_n], 1).ravel(), [0]])
+    runs[-1] = height * width - runs.sum()
+    values = np.concatenate([np.stack([np.zeros_like(labels_n), labels_n], 1).ravel(), [0]]).astype(dtype)
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def png_of(picture: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """A picture as a PNG file: H x W of uint16 or H x W x 3 of uint8."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(file, "PNG")
+    return file.getvalue()
