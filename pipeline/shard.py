@@ -152,8 +152,8 @@ def _outcomes(rows: list[ManifestRow], config: RunConfig, content: Content) -> I
         ThreadPoolExecutor(reading.read_ahead, "fetch") as fetchers,
         ThreadPoolExecutor(_DECODED_AHEAD, "decode") as decoders,
     ):
-        fetched = _ahead(fetchers, fetch, rows, reading.read_ahead)
-        decoded = _ahead(decoders, decode, fetched, _DECODED_AHEAD)
+        fetched = ahead(fetchers, fetch, rows, reading.read_ahead)
+        decoded = ahead(decoders, decode, fetched, _DECODED_AHEAD)
         for row, image in zip(rows, decoded, strict=True):
             yield _outcome(row, image, content)
 
@@ -184,7 +184,7 @@ def _failure(status: Status, error: str, content: Content) -> Row:
     return {"status": status, "error": storage.redact(error)} | content.of_failure
 
 
-def _ahead(
+def ahead(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], depth: int
 ) -> Iterator[Future[_Result]]:
     """Futures of `work` on each item, in order, with at most `depth` begun before they are asked for."""

@@ -21,11 +21,13 @@ ORDER = [
     "pipeline.shard",
     "pipeline.verify",
     "pipeline.run",
+    "pipeline.reading",
     "pipeline.estimate",
     "pipeline.training",
     "pipeline.evaluation",
     "pipeline.progress",
     "pipeline.engine",
+    "pipeline.reading_engine",
     "pipeline.training_engine",
     "jobs",
 ]
@@ -72,7 +74,7 @@ def test_modules_import_only_from_those_before_them() -> None:
 
 def test_only_the_engines_import_ray() -> None:
     importers = {name_of(path) for path in MODULES if any(i.split(".")[0] == "ray" for i in imports_of(path))}
-    assert importers == {"pipeline.engine", "pipeline.training_engine"}
+    assert importers == {"pipeline.engine", "pipeline.reading_engine", "pipeline.training_engine"}
 
 
 def test_torch_stays_out_of_what_needs_none() -> None:

@@ -49,6 +49,14 @@ def decode(rle: Rle) -> NDArray[np.bool_]:
     return decoded.view(np.bool_)
 
 
+def decode_all(rles: list[Rle], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The masks N x H x W of N RLEs of one image, whose height and width are `size`."""
+    if not rles:
+        return np.zeros((0, *size), np.bool_)
+    masks_NHW: NDArray[np.bool_] = np.ascontiguousarray(coco.decode(rles).transpose(2, 0, 1)).view(np.bool_)
+    return masks_NHW
+
+
 def area(rle: Rle) -> int:
     """Pixels in the mask."""
     return int(coco.area(rle))
