@@ -5,8 +5,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Final
+from typing import Final, TypeVar
 
 from pipeline import engine, estimate, sources
 from pipeline import run as runs
@@ -33,7 +34,7 @@ def begin(config: RunConfig, check: Callable[[Run], None] = lambda _: None) -> R
     Raises:
         PreflightError, SettingsError: an address, the weights or the settings; nothing was started.
     """
-    config = _with_canonical_addresses(config)
+    config = with_canonical_addresses(config)
     engine.check_device(config)
     runs.check_addresses(config)
     # Loaded once here, so that no worker is started for weights that do not load.
@@ -48,7 +49,7 @@ def dry_run(config: RunConfig) -> None:
         PreflightError, SettingsError: as `begin`.
         IncompleteRun: no sample could be made.
     """
-    config = _with_canonical_addresses(config)
+    config = with_canonical_addresses(config)
     engine.check_device(config)
     skipped: Counter[str] = Counter()
     drawn = estimate.draw(sources.find_images(config.images, skipped))
@@ -62,8 +63,22 @@ def dry_run(config: RunConfig) -> None:
     print(json.dumps(asdict(estimate.estimate(drawn, measured, config.images_per_shard, workers)), indent=2))
 
 
-def finish(run: Run) -> None:
-    """Make the shards that are missing, on Ray, and reconcile.
+Config = TypeVar("Config", bound=RunConfig)
+Make = Callable[[Run, list[int]], Iterator[ShardSummary]]
+"""Makes shards of a run, by their numbers, and yields the summary of each as it is finished."""
+
+
+def finish(
+    run: Run,
+    make: Make = engine.make_shards,
+    within: Callable[[], AbstractContextManager[None]] = engine.connected,
+) -> None:
+    """Make the shards that are missing, by default on Ray, and reconcile.
+
+    Args:
+        run: The run.
+        make: What makes them.
+        within: In what it is called.
 
     Raises:
         IncompleteRun: shards are still missing.
@@ -77,7 +92,7 @@ def finish(run: Run) -> None:
         len(to_do),
         redact(run.config.output),
     )
-    summary = _make_and_reconcile(run, to_do)
+    summary = _make_and_reconcile(run, to_do, make, within)
     if summary["state"] != "complete":
         raise IncompleteRun(" ".join(_what_is_left(run, summary)))
 
@@ -95,7 +110,7 @@ def _what_is_left(run: Run, summary: Summary) -> Iterator[str]:
         )
 
 
-def _with_canonical_addresses(config: RunConfig) -> RunConfig:
+def with_canonical_addresses(config: Config) -> Config:
     """Paths must mean the same in workers, which run in other folders."""
     model = config.model
     if model.checkpoint is not None:
@@ -105,14 +120,16 @@ def _with_canonical_addresses(config: RunConfig) -> RunConfig:
     )
 
 
-def _make_and_reconcile(run: Run, to_do: list[int]) -> Summary:
+def _make_and_reconcile(
+    run: Run, to_do: list[int], make: Make, within: Callable[[], AbstractContextManager[None]]
+) -> Summary:
     """Make the shards; however that ends, write what is there to summary.json."""
     made: dict[int, ShardSummary] = {}
     start = time.monotonic()
     try:
         if to_do:
-            with engine.connected():
-                _make(run, to_do, made)
+            with within():
+                _make(run, to_do, made, make)
     except BaseException as error:
         if summary := _summary_after(error, run, made, time.monotonic() - start):
             _log.info("%s", _in_words(run, summary))
@@ -122,10 +139,10 @@ def _make_and_reconcile(run: Run, to_do: list[int]) -> Summary:
     return summary
 
 
-def _make(run: Run, to_do: list[int], made: dict[int, ShardSummary]) -> None:
+def _make(run: Run, to_do: list[int], made: dict[int, ShardSummary], make: Make) -> None:
     start = time.monotonic()
     try:
-        for shard in engine.make_shards(run, to_do):
+        for shard in make(run, to_do):
             made[shard.shard] = shard
     except KeyboardInterrupt as error:
         # Whoever stops us may not wait for the workers to end: Ray kills a stopped job after three seconds.

@@ -5,7 +5,7 @@ Everything else of a shard is the same for both: `pipeline.shard`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ from schemas.embeddings import embeddings_schema
 from schemas.masks import MASKS_SCHEMA, Status
 
 Row = dict[str, Any]
+ROWS_PER_GROUP: Final = 64
+"""Of masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def masks_content(generator: MaskGenerator) -> Content:
         masks = generator.generate(rgb_HW3)
         return {"masks": masks, "status": Status.OK if masks else Status.EMPTY}
 
-    return Content(schema=MASKS_SCHEMA, rows_per_group=64, of_image=of_image, of_failure={"masks": []})
+    return Content(schema=MASKS_SCHEMA, rows_per_group=ROWS_PER_GROUP, of_image=of_image, of_failure={"masks": []})
 
 
 def embeddings_content(teacher: SamModel) -> Content:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline import manifest, sources, storage
 from pipeline.config import Kind, RunConfig
-from pipeline.contents import Content, Row
+from pipeline.contents import ROWS_PER_GROUP, Content, Row
 from pipeline.errors import ImageError
 from pipeline.images import decode_image
 from pipeline.manifest import ManifestRow
@@ -30,6 +30,7 @@ from schemas.masks import PROCESSED, Status
 
 FOOTER_KEY: Final = b"everymask"
 _DECODED_AHEAD: Final = 2
+_NO_ENCODING: Final[Mapping[str, Any]] = {}
 _IN_MEMORY_BYTES: Final = 2**26  # of a shard's file; beyond, it grows in a temporary file
 
 _Item = TypeVar("_Item")
@@ -93,23 +94,64 @@ def make_shard(
     Raises:
         StorageError: the manifest cannot be read or the file cannot be written.
     """
+    return write_shard(
+        shard,
+        config,
+        _outcomes(manifest.read_shard(config.output, shard), config, content),
+        provenance,
+        schema=content.schema,
+        rows_per_group=content.rows_per_group,
+        encoding=content.encoding,
+        on_image=on_image,
+        before_write=before_write,
+    )
+
+
+def write_shard(
+    shard: int,
+    config: RunConfig,
+    rows: Iterable[Row],
+    provenance: dict[str, Any],
+    *,
+    schema: pa.Schema,
+    rows_per_group: int = ROWS_PER_GROUP,
+    encoding: Mapping[str, Any] = _NO_ENCODING,
+    on_image: OnImage = lambda *_: None,
+    before_write: Callable[[], None] = lambda: None,
+) -> ShardSummary:
+    """Write a shard's rows, whole or not at all, as they come.
+
+    Args:
+        shard: Its number.
+        config: The run's settings.
+        rows: One an image of the shard, in order.
+        provenance: JSON for the footer: fingerprint, determinants of the rows.
+        schema: Of the rows.
+        rows_per_group: Held in memory at once, and read at once.
+        encoding: Arguments of `pyarrow.parquet.ParquetWriter`.
+        on_image: Progress.
+        before_write: Called when the file is ready to be written; what it raises prevents that.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     start = time.monotonic()
     statuses: Counter[str] = Counter()
     masks = 0
 
     def counted_rows() -> Iterator[Row]:
         nonlocal masks
-        for row in _outcomes(manifest.read_shard(config.output, shard), config, content):
+        for row in rows:
             statuses[row["status"]] += 1
             masks += len(row.get("masks", ()))
             on_image(statuses.total(), masks, _failed(statuses))
             yield row
 
-    rows = counted_rows()
+    counted = counted_rows()
     with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as file:
-        with pq.ParquetWriter(file, content.schema, compression="zstd", **content.encoding) as writer:
-            while group := list(itertools.islice(rows, content.rows_per_group)):
-                writer.write_table(pa.Table.from_pylist(group, schema=content.schema))
+        with pq.ParquetWriter(file, schema, compression="zstd", **encoding) as writer:
+            while group := list(itertools.islice(counted, rows_per_group)):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
             seconds = round(time.monotonic() - start, 3)
             summary = ShardSummary(shard, statuses.total(), masks, dict(statuses), 0, seconds)
             footer = provenance | {"summary": asdict(summary)}

@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline import storage
+from pipeline.contents import ROWS_PER_GROUP
 from pipeline.errors import SettingsError, TrainingDataError
 from pipeline.manifest import ManifestRow
 from pipeline.reading.order import At, dealt
@@ -38,7 +39,7 @@ from pipeline.reading.skipped import Skipped
 from pipeline.reading.stored import ShardReader, stored_masks
 from pipeline.shard import ahead
 
-BLOCK: Final = 64
+BLOCK: Final = ROWS_PER_GROUP
 """Images that are read together: a row group, as the commands write them."""
 _WORKERS: Final = 1024  # of one DataLoader, at most
 _log = logging.getLogger("everymask")
