@@ -7,10 +7,10 @@ such files with other conventions.
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 from pycocotools import mask as coco
-from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from pipeline import storage
 from pipeline.amg import rle
@@ -23,10 +23,15 @@ from pipeline.storage import FileInfo
 from schemas.masks import Status
 
 _TARS_KEPT: Final = 2
+_MOST: Final = 2**31 - 1  # of a column, and of an image's pixels in pycocotools
+
+
+_Side = Annotated[int, Field(gt=0, le=_MOST)]
+_Pixels = Annotated[FiniteFloat, Field(ge=-_MOST, le=_MOST)]
 
 
 class _Segmentation(BaseModel):
-    size: tuple[PositiveInt, PositiveInt]
+    size: tuple[_Side, _Side]
     counts: str
 
 
@@ -35,12 +40,12 @@ class _Annotation(BaseModel):
     predicted_iou: FiniteFloat
     stability_score: float
     point_coords: list[tuple[FiniteFloat, FiniteFloat]]
-    crop_box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    crop_box: tuple[_Pixels, _Pixels, _Pixels, _Pixels]
 
 
 class _Image(BaseModel):
-    height: PositiveInt
-    width: PositiveInt
+    height: _Side
+    width: _Side
 
 
 class _File(BaseModel):
@@ -48,7 +53,7 @@ class _File(BaseModel):
     annotations: list[_Annotation]
 
 
-class Annotated(NamedTuple):
+class Annotations(NamedTuple):
     """What a file of annotations says of its image."""
 
     height: int
@@ -57,7 +62,7 @@ class Annotated(NamedTuple):
     """As `schemas.masks.MASK`."""
 
 
-def parse(data: bytes) -> Annotated:
+def parse(data: bytes) -> Annotations:
     """The masks in a file of annotations.
 
     Raises:
@@ -70,7 +75,9 @@ def parse(data: bytes) -> Annotated:
         place = ".".join(map(str, first["loc"]))
         raise _damaged(f"{first['msg']}{f' at {place}' if place else ''}") from error
     size = (file.image.height, file.image.width)
-    return Annotated(*size, [_record(i, annotation, size) for i, annotation in enumerate(file.annotations)])
+    if size[0] * size[1] > _MOST:
+        raise _damaged(f"an image of {size[0]} x {size[1]} pixels")
+    return Annotations(*size, [_record(i, annotation, size) for i, annotation in enumerate(file.annotations)])
 
 
 def _record(number: int, annotation: _Annotation, size: tuple[int, int]) -> dict[str, Any]:

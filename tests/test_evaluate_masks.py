@@ -261,10 +261,17 @@ def test_damaged_annotations_are_named(tmp_path: Path, truth: dict[str, list[Mas
     (tmp_path / "mat" / "sa_0.mat").write_bytes(b"nothing")
     write_sa1b(tmp_path / "sa", {"sa_0": []}, SIZE)
     (tmp_path / "sa" / "sa_0.json").write_text("{}")
-    for path, words in (("instances.json", "val/sa_0"), ("mat", "sa_0.mat"), ("sa", "sa_0: its JSON is damaged")):
+    document["annotations"][0]["segmentation"] = {"size": list(SIZE), "counts": "0"}
+    (tmp_path / "short.json").write_text(json.dumps(document))
+    for path, words in (
+        ("instances.json", "sa_0: an annotation is damaged: ValueError('RLE of [3, 4]"),
+        ("short.json", "sa_0: an annotation is damaged: ValueError('RLE whose runs do not fill its image')"),
+        ("mat", "sa_0.mat is no segmentation of BSDS500"),
+        ("sa", "sa_0: its JSON is damaged"),
+    ):
         finished = call("jobs.evaluate_masks", "--input", dataset, "--truth", tmp_path / path)
         assert finished.returncode == 3, finished.stderr
-        assert words.removeprefix("val/") in finished.stderr
+        assert words in finished.stderr
 
 
 def test_what_cannot_be_measured_is_said_first(tmp_path: Path, dataset: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from running import make_dataset, rows, write_jpegs
 from s3server import S3Server
+from sa1b_folder import annotation, imported, write_sa1b
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -161,6 +162,18 @@ def test_the_order_is_the_seeds_and_the_epochs(made: Path) -> None:
     assert orders[0] != ids(MaskSamples(str(made / "out"), images=False, seed=2, blocks_mixed=3))
     neighbours = [abs(a - b) for a, b in itertools.pairwise(orders[0])]
     assert max(neighbours) > 2, "blocks are mixed"
+
+
+def test_a_dataset_of_one_block_has_another_order_in_each_epoch(tmp_path: Path) -> None:
+    images = write_sa1b(
+        tmp_path / "images", {f"sa_{i}": [annotation(np.ones((8, 8), bool))] for i in range(9)}, (8, 8)
+    )
+    samples = MaskSamples(str(imported(images, tmp_path / "out")), images=False, seed=1)
+    first = ids(samples)
+    samples.set_epoch(1)
+    second = ids(samples)
+    assert sorted(first) == sorted(second) == list(range(9))
+    assert first != second
 
 
 def test_ranks_and_workers_share_the_images_out(made: Path) -> None:

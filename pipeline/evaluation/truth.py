@@ -131,6 +131,8 @@ def _of_annotation(annotation: dict[str, Any], size: tuple[int, int]) -> Segment
     found: Rle = {"size": list(encoded["size"]), "counts": _as_text(encoded["counts"])}
     if tuple(found["size"]) != size:
         raise ValueError(f"RLE of {found['size']}, its image has {list(size)}")
+    if not rle.is_whole(found):
+        raise ValueError("RLE whose runs do not fill its image")
     area = annotation.get("area")
     return Segment(found, float(rle.area(found) if area is None else area))
 
