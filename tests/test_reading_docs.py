@@ -70,6 +70,7 @@ def test_going_on(dataset: Path, word: str) -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.filterwarnings("default")  # Ray's own
 def test_ray(dataset: Path) -> None:
     assert run("to_ray")["count"] == IMAGES
 
