@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Final, TypeVar
 
@@ -22,6 +23,7 @@ from schemas.summary import State, Summary
 _NAMED: Final = 10  # damaged shards in a message
 _log = logging.getLogger("everymask")
 _Settings = TypeVar("_Settings", bound=OutputSettings)
+_Config = TypeVar("_Config", bound=RunConfig)
 _MakeShards = Callable[[Run[_Settings], list[int]], Iterator[ShardSummary]]
 
 
@@ -35,7 +37,7 @@ def begin(config: RunConfig, check: Callable[[Run], None] = lambda _: None) -> R
     Raises:
         PreflightError, SettingsError: an address, the weights or the settings; nothing was started.
     """
-    config = _with_canonical_addresses(config)
+    config = with_canonical_addresses(config)
     engine.check_device(config)
     runs.check_addresses(config)
     # Loaded once here, so that no worker is started for weights that do not load.
@@ -50,7 +52,7 @@ def dry_run(config: RunConfig) -> None:
         PreflightError, SettingsError: as `begin`.
         IncompleteRun: no sample could be made.
     """
-    config = _with_canonical_addresses(config)
+    config = with_canonical_addresses(config)
     engine.check_device(config)
     skipped: Counter[str] = Counter()
     drawn = estimate.draw(sources.find_images(config.images, skipped))
@@ -64,12 +66,17 @@ def dry_run(config: RunConfig) -> None:
     print(json.dumps(asdict(estimate.estimate(drawn, measured, config.images_per_shard, workers)), indent=2))
 
 
-def finish(run: Run[_Settings], make_shards: _MakeShards[_Settings]) -> None:
-    """Make the shards that are missing, on Ray, and reconcile.
+def finish(
+    run: Run[_Settings],
+    make_shards: _MakeShards[_Settings],
+    within: Callable[[], AbstractContextManager[None]] = engine.connected,
+) -> None:
+    """Make the shards that are missing, by default on Ray, and reconcile.
 
     Args:
         run: The run.
-        make_shards: Makes shards of these numbers on the connected Ray, and yields the summaries of those it made.
+        make_shards: Makes shards of these numbers, and yields the summaries of those it made.
+        within: In what they are made.
 
     Raises:
         IncompleteRun: shards are still missing.
@@ -83,7 +90,7 @@ def finish(run: Run[_Settings], make_shards: _MakeShards[_Settings]) -> None:
         len(to_do),
         redact(run.config.output),
     )
-    summary = _make_and_reconcile(run, to_do, make_shards)
+    summary = _make_and_reconcile(run, to_do, make_shards, within)
     if summary["state"] != "complete":
         raise IncompleteRun(" ".join(_what_is_left(run, summary)))
 
@@ -101,7 +108,7 @@ def _what_is_left(run: Run[OutputSettings], summary: Summary) -> Iterator[str]:
         )
 
 
-def _with_canonical_addresses(config: RunConfig) -> RunConfig:
+def with_canonical_addresses(config: _Config) -> _Config:
     """Paths must mean the same in workers, which run in other folders."""
     model = config.model
     if model.checkpoint is not None:
@@ -111,13 +118,18 @@ def _with_canonical_addresses(config: RunConfig) -> RunConfig:
     )
 
 
-def _make_and_reconcile(run: Run[_Settings], to_do: list[int], make_shards: _MakeShards[_Settings]) -> Summary:
+def _make_and_reconcile(
+    run: Run[_Settings],
+    to_do: list[int],
+    make_shards: _MakeShards[_Settings],
+    within: Callable[[], AbstractContextManager[None]],
+) -> Summary:
     """Make the shards; however that ends, write what is there to summary.json."""
     made: dict[int, ShardSummary] = {}
     start = time.monotonic()
     try:
         if to_do:
-            with engine.connected():
+            with within():
                 _make(run, make_shards(run, to_do), made)
     except BaseException as error:
         if summary := _summary_after(error, run, made, time.monotonic() - start):

@@ -1,20 +1,15 @@
 """Measure a model: against a teacher, against what people marked, and beside simpler methods."""
 
 import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Final
 
 import torch
 from cyclopts import Parameter
 from tqdm import tqdm
 
-import pipeline
 from jobs.command import run_command
+from jobs.tables import check_output, origin, put
 from pipeline import storage
 from pipeline.amg.selfcheck import checked_model
 from pipeline.errors import SettingsError
@@ -27,11 +22,10 @@ from pipeline.evaluation.pictures import (
     folder_pictures,
     scene_pictures,
 )
-from pipeline.evaluation.report import Table, as_json, as_markdown, masks_table, teacher_tables
+from pipeline.evaluation.report import Table, masks_table, teacher_tables
 from pipeline.model import SamModel, pick_device
 from pipeline.model.weights import seeded_model
 
-_FORMATS: Final = {".md": as_markdown, ".json": as_json}
 _UNTRAINED_SEED: Final = 0
 _DEFAULTS: Final = EvaluationConfig()
 
@@ -63,17 +57,13 @@ def evaluate_model(*, config: Annotated[EvaluationConfig, Parameter(name="*")] =
             )
             tables += teacher_tables(pictures.name, agreements)
     header = _header(config, model, teacher)
-    print(as_markdown(header, tables), end="")
-    if config.output is not None:
-        text = _FORMATS[Path(config.output).suffix](header, tables)
-        storage.write_atomic(config.output, text.encode())
+    put(header, tables, config.output)
     return 0
 
 
 def _check(config: EvaluationConfig) -> None:
     pick_device(config.model.device)
-    if config.output is not None and Path(config.output).suffix not in _FORMATS:
-        raise SettingsError(f"--output {config.output}: must end in .md or .json.")
+    check_output(config.output)
     if config.teacher_model is None and config.teacher_image_size is not None:
         raise SettingsError("--teacher-image-size without a teacher; add --teacher or --teacher-checkpoint.")
     if config.teacher_model is None and config.images is not None:
@@ -114,12 +104,7 @@ def _header(config: EvaluationConfig, model: SamModel, teacher: SamModel | None)
         header["teacher"] = _described(teacher, config.teacher_model.address)
     cuda = model.device.type == "cuda"
     device = torch.cuda.get_device_name(model.device) if cuda else f"{model.device.type}, {platform.machine()}"
-    return header | {
-        "device": device,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "version": f"everymask {pipeline.__version__}, commit {_commit()}, torch {torch.__version__}",
-        "command": f"`python -m jobs.evaluate_model {storage.redact(shlex.join(sys.argv[1:]))}`",
-    }
+    return header | {"device": device} | origin("jobs.evaluate_model")
 
 
 def _described(model: SamModel, address: str) -> str:
@@ -127,16 +112,6 @@ def _described(model: SamModel, address: str) -> str:
         f"{storage.redact(address)}: {model.architecture}, image size {model.image_size}, {model.precision}, "
         f"SHA-256 {model.weights_sha256[:16]}, thresholds {dict(model.thresholds)}"
     )
-
-
-def _commit() -> str:
-    """The commit of this code, with a plus where files differ from it; `unknown` outside of git."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        described = subprocess.run(git, capture_output=True, text=True, check=True)  # noqa: S603 (nothing of the user's)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return described.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -259,6 +259,28 @@ class EmbeddingsConfig(RunConfig):
         return super().determinants(weights) | {"architecture": weights.architecture}
 
 
+class ImportConfig(RunConfig):
+    """One run of `jobs.import_sa1b`."""
+
+    kind = "masks"
+
+    images: str
+    """Folder, prefix, glob or tar with the images, and beside each its JSON, on any fsspec filesystem."""
+    images_per_shard: Annotated[int, Field(ge=1)] = 256
+    """Images a Parquet file."""
+    dry_run: Annotated[bool, _NOT_A_FLAG] = False
+    max_failure_rate: Annotated[Fraction, _NOT_A_FLAG] = 1.0
+    model: Annotated[ModelConfig, _NOT_A_FLAG] = ModelConfig()
+    cluster: Annotated[ClusterConfig, _NOT_A_FLAG] = ClusterConfig()
+
+    def determinants(self, weights: LoadedWeights) -> dict[str, Any]:
+        """All that decides what the rows say: no model of ours does."""
+        common = super().determinants(weights)
+        return {name: common[name] for name in common if name not in {"weights_sha256", "precision"}} | {
+            "source": "SA-1B"
+        }
+
+
 def fingerprint(determinants: dict[str, Any]) -> str:
     """SHA-256, hexadecimal, of a run's determinants."""
     return hashlib.sha256(json.dumps(determinants, sort_keys=True).encode()).hexdigest()

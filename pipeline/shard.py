@@ -30,6 +30,7 @@ from schemas.masks import PROCESSED, Status
 
 FOOTER_KEY: Final = b"everymask"
 _DECODED_AHEAD: Final = 2
+_NO_ENCODING: Final[Mapping[str, Any]] = {}
 _IN_MEMORY_BYTES: Final = 2**26  # of a shard's file; beyond, it grows in a temporary file
 
 _Item = TypeVar("_Item")
@@ -218,8 +219,8 @@ def _outcomes(rows: list[ManifestRow], config: RunConfig, content: Content) -> I
         ThreadPoolExecutor(reading.read_ahead, "fetch") as fetchers,
         ThreadPoolExecutor(_DECODED_AHEAD, "decode") as decoders,
     ):
-        fetched = _ahead(fetchers, fetch, rows, reading.read_ahead)
-        decoded = _ahead(decoders, decode, fetched, _DECODED_AHEAD)
+        fetched = ahead(fetchers, fetch, rows, reading.read_ahead)
+        decoded = ahead(decoders, decode, fetched, _DECODED_AHEAD)
         for row, image in zip(rows, decoded, strict=True):
             yield _outcome(row, image, content)
 
@@ -250,7 +251,7 @@ def _failure(status: Status, error: str, content: Content) -> Row:
     return {"status": status, "error": storage.redact(error)} | content.of_failure
 
 
-def _ahead(
+def ahead(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], depth: int
 ) -> Iterator[Future[_Result]]:
     """Futures of `work` on each item, in order, with at most `depth` begun before they are asked for."""

@@ -16,18 +16,22 @@ ORDER = [
     "pipeline.manifest",
     "pipeline.model",
     "pipeline.amg",
+    "pipeline.sa1b",
     "pipeline.overlay",
     "pipeline.contents",
     "pipeline.shard",
     "pipeline.verify",
+    "pipeline.importing",
     "pipeline.run",
     "pipeline.curation",
     "pipeline.export",
+    "pipeline.reading",
     "pipeline.estimate",
     "pipeline.training",
     "pipeline.evaluation",
     "pipeline.progress",
     "pipeline.engine",
+    "pipeline.reading_engine",
     "pipeline.training_engine",
     "pipeline.curation_engine",
     "jobs",
@@ -75,7 +79,12 @@ def test_modules_import_only_from_those_before_them() -> None:
 
 def test_only_the_engines_import_ray() -> None:
     importers = {name_of(path) for path in MODULES if any(i.split(".")[0] == "ray" for i in imports_of(path))}
-    assert importers == {"pipeline.engine", "pipeline.training_engine", "pipeline.curation_engine"}
+    assert importers == {
+        "pipeline.engine",
+        "pipeline.reading_engine",
+        "pipeline.training_engine",
+        "pipeline.curation_engine",
+    }
 
 
 def test_torch_stays_out_of_what_needs_none() -> None:

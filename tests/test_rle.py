@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import torch
+from known_masks import blobs
 from segment_anything.utils.amg import (
     coco_encode_rle,
     mask_to_rle_pytorch,
@@ -58,3 +59,21 @@ def test_masks_of_a_crop_take_one_mask_of_the_image_at_a_time() -> None:
     tracemalloc.stop()
     assert [rle.area(one) for one in encoded] == [100 * 100] * 64
     assert peak < 1.5 * height * width
+
+
+def test_runs_are_those_of_the_mask() -> None:
+    rng = np.random.default_rng(0)
+    masks = [*blobs(5, 70, 90), np.zeros((3, 4), bool), np.ones((3, 4), bool), rng.random((40, 50)) < 0.5]
+    masks.append(np.zeros((3000, 3000), bool))
+    for mask in masks:
+        encoded = rle.encode(mask)
+        assert rle.runs(encoded["counts"]).tolist() == rle.uncompressed(encoded)["counts"]
+        assert rle.is_whole(encoded)
+
+
+def test_runs_that_do_not_fill_the_mask_are_not_whole() -> None:
+    encoded = rle.encode(blobs(1, 40, 60)[0])
+    counts = encoded["counts"]
+    for damaged in ("", "0", counts[:-1], counts + "1", counts[1:], counts[:-1] + "\x7f", "o" * 20, counts + "é"):
+        assert not rle.is_whole({"size": [40, 60], "counts": damaged})
+    assert not rle.is_whole({"size": [60, 60], "counts": counts})

@@ -1,12 +1,15 @@
 """COCO run-length encoding, by pycocotools."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco
+
+_DIGITS: Final = 8
+"""Characters a run may have: 40 bits."""
 
 
 class Rle(TypedDict):
@@ -55,9 +58,51 @@ def union(rles: Sequence[Rle]) -> Rle:
     return _text(coco.merge(list(rles)))
 
 
+def decode_all(rles: list[Rle], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The masks N x H x W of N RLEs of one image, whose height and width are `size`."""
+    if not rles:
+        return np.zeros((0, *size), np.bool_)
+    masks_NHW: NDArray[np.bool_] = np.ascontiguousarray(coco.decode(rles).transpose(2, 0, 1)).view(np.bool_)
+    return masks_NHW
+
+
 def area(rle: Rle) -> int:
     """Pixels in the mask."""
     return int(coco.area(rle))
+
+
+def is_whole(rle: Rle) -> bool:
+    """Whether the runs fill the mask. pycocotools decodes what is left of it to whatever was in memory."""
+    try:
+        lengths = runs(rle["counts"])
+    except ValueError:
+        return False
+    return bool((lengths >= 0).all()) and int(lengths.sum()) == rle["size"][0] * rle["size"][1]
+
+
+def runs(counts: str) -> NDArray[np.int64]:
+    """Lengths of alternating runs down the columns, background first, of compressed counts.
+
+    As `rleFrString` of pycocotools: five bits a character, the lowest first; from the third run on the difference
+    to the last but one.
+
+    Raises:
+        ValueError: a character that is none of these, or a number without end.
+    """
+    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
+    ends = np.flatnonzero((codes & 0x20) == 0)
+    if not len(codes) or codes.min() < 0 or codes.max() > 0x3F or ends[-1:] != len(codes) - 1:
+        raise ValueError(f"no compressed counts: {counts[:20]!r}")
+    digits = np.diff(ends, prepend=-1)
+    if digits.max() > _DIGITS:
+        raise ValueError(f"a run that is too long: {counts[:20]!r}")
+    starts = ends - digits + 1
+    place = np.arange(len(codes)) - np.repeat(starts, digits)
+    lengths: NDArray[np.int64] = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
+    lengths -= ((codes[ends] & 0x10) > 0) * (np.int64(1) << (5 * digits))
+    lengths[1::2] = np.cumsum(lengths[1::2])
+    lengths[2::2] = np.cumsum(lengths[2::2])
+    return lengths
 
 
 def uncompressed(rle: Rle) -> dict[str, Any]:

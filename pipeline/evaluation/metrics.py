@@ -1,6 +1,6 @@
 """How alike two masks are, and how many segments a set of masks finds. Pure functions of arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import cv2
@@ -12,6 +12,10 @@ from pipeline.amg.rle import Rle
 
 IOU_THRESHOLDS: Final = np.linspace(0.5, 0.95, 10)
 """COCO's."""
+NOBODY: Final = np.iinfo(np.int64).max
+"""No mask takes a segment: later than all of them."""
+CONTOUR_RATIO: Final = 0.0075
+"""How far contours may be apart as a share of the picture's diagonal, of Martin et al. 2004."""
 BOUNDARY_RATIO: Final = 0.02
 """Width of the boundary as a share of the picture's diagonal, of Cheng et al. 2021 for COCO."""
 
@@ -79,23 +83,62 @@ def average_recall(ious_DG: NDArray[np.float64], most: int) -> float:
     Returns:
         0 to 1; NaN without segments.
     """
-    segments: int = ious_DG.shape[1]
-    if segments == 0:
+    if ious_DG.shape[1] == 0:
         return float("nan")
-    matched = [_matched(ious_DG[:most], threshold) for threshold in IOU_THRESHOLDS.tolist()]
-    return sum(matched) / (len(matched) * segments)
+    return float((taken_by(ious_DG) < most).mean())
 
 
-def _matched(ious_DG: NDArray[np.float64], threshold: float) -> int:
-    free_DG = ious_DG[(ious_DG >= threshold).any(axis=1)].copy()
-    matched = 0
-    for mask in range(len(free_DG)):
-        # Of equal overlaps COCO takes the last.
-        segment = free_DG.shape[1] - 1 - int(free_DG[mask, ::-1].argmax())
-        if free_DG[mask, segment] >= threshold:
-            free_DG[:, segment] = -1
-            matched += 1
-    return matched
+def taken_by(ious_DG: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Which mask takes each segment at each IoU threshold, T x G, as `average_recall` has it; else `NOBODY`.
+
+    As masks choose one after another, what the first of them take does not depend on how many there are.
+
+    Args:
+        ious_DG: IoU of D masks, the best score first, with G segments.
+    """
+    taken_TG = np.full((len(IOU_THRESHOLDS), ious_DG.shape[1]), NOBODY)
+    for taken_G, threshold in zip(taken_TG, IOU_THRESHOLDS.tolist(), strict=True):
+        able = np.flatnonzero((ious_DG >= threshold).any(axis=1))
+        free_DG = ious_DG[able]
+        for mask, free_G in zip(able, free_DG, strict=True):
+            # Of equal overlaps COCO takes the last.
+            segment = len(free_G) - 1 - int(free_G[::-1].argmax())
+            if free_G[segment] >= threshold:
+                free_DG[:, segment] = -1
+                taken_G[segment] = mask
+    return taken_TG
+
+
+def contours(masks: Iterable[NDArray[np.bool_]], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The pixels H x W whose right or lower neighbour is on the other side of some mask's border.
+
+    The picture's own border is none.
+
+    Args:
+        masks: Of one picture, bool H x W each.
+        size: The picture's height and width.
+    """
+    edges_HW = np.zeros(size, bool)
+    for mask_HW in masks:
+        edges_HW[:, :-1] |= mask_HW[:, :-1] != mask_HW[:, 1:]
+        edges_HW[:-1] |= mask_HW[:-1] != mask_HW[1:]
+    return edges_HW
+
+
+def boundary_recall(found_HW: NDArray[np.bool_], wanted_HW: NDArray[np.bool_]) -> float:
+    """Share of the wanted contours that lie near found ones: within 0.0075 of the diagonal.
+
+    Near is a chessboard distance, of at least a pixel. After Martin et al. 2004,
+    https://doi.org/10.1109/TPAMI.2004.1273918, who also match pixels one to one.
+
+    Returns:
+        0 to 1; NaN where there are no wanted contours.
+    """
+    if not wanted_HW.any():
+        return float("nan")
+    distance = max(1, round(CONTOUR_RATIO * float(np.hypot(*wanted_HW.shape))))
+    near_HW = cv2.dilate(found_HW.astype(np.uint8), np.ones((2 * distance + 1, 2 * distance + 1), np.uint8))
+    return float((near_HW[wanted_HW] > 0).mean())
 
 
 def coverage(masks: Sequence[Rle], height: int, width: int) -> float:

@@ -68,7 +68,7 @@ def _open_tar(file: FileInfo) -> Opened:
     skipped: Counter[str] = Counter()
     with _damage_marked("tar", file) as refs:
         file = _known(file)
-        for member in _tar_members(file):
+        for member in tar_members(file):
             if (refusal := _refusal(member)) is not None:
                 skipped[refusal] += 1
             elif member.isfile():
@@ -93,7 +93,7 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
     return None if suffix_of(member.name) in IMAGE_SUFFIXES else label_of(member.name)
 
 
-def _tar_members(file: FileInfo) -> Iterator[tarfile.TarInfo]:
+def tar_members(file: FileInfo) -> Iterator[tarfile.TarInfo]:
     """Every member whose header and data are there.
 
     Raises:

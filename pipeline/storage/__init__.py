@@ -16,18 +16,22 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from typing import IO, BinaryIO, Final, Protocol
+from typing import IO, Any, BinaryIO, Final, Protocol
 
+import pyarrow as pa
+import pyarrow.fs
 from fsspec.utils import glob_translate
 
 from pipeline.errors import ChangedError, StorageError
 from pipeline.storage import local, other, s3
+from pipeline.storage.arrow import ReadOnlyHandler
 from pipeline.storage.attempts import attempt, redact
 from pipeline.storage.files import FileInfo, RangedFile
 
 __all__ = [
     "ChangedError",
     "FileInfo",
+    "arrow_filesystem",
     "canonical_uri",
     "delete",
     "exists",
@@ -219,6 +223,18 @@ def open_input(uri: str, *, etag: str | None = None) -> BinaryIO:
         raise StorageError(f"cannot read {redact(uri)}: its server does not say how long it is")
     ranges = RangedFile(lambda offset, size: read_bytes(uri, offset, size, etag=etag), file.size)
     return io.BufferedReader(ranges, _READ_AHEAD_BYTES)
+
+
+def arrow_filesystem() -> pyarrow.fs.FileSystem:
+    """Arrow's readers on every address: its paths are canonical URIs. It opens files, and nothing else."""
+    return pyarrow.fs.PyFileSystem(ReadOnlyHandler(_open_for_arrow, stat))
+
+
+def _open_for_arrow(uri: str) -> pa.NativeFile:
+    if _store(uri) is local:  # Arrow lets Python's files go without closing them
+        return attempt("read", uri, lambda: local.open_for_arrow(uri))
+    file: Any = open_input(uri)
+    return pa.PythonFile(file, mode="r")
 
 
 def write_atomic(uri: str, data: bytes | IO[bytes]) -> None:

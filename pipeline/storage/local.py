@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
+import pyarrow as pa
+
 from pipeline.errors import StorageError
 from pipeline.storage.attempts import advice, attempt
 from pipeline.storage.files import FileInfo
@@ -26,6 +28,10 @@ def read(uri: str, offset: int, size: int | None, _etag: str | None) -> bytes:
 
 def open_file(uri: str) -> BinaryIO:
     return Path(_path(uri)).open("rb")
+
+
+def open_for_arrow(uri: str) -> pa.NativeFile:
+    return pa.OSFile(_path(uri), "rb")
 
 
 def write(uri: str, data: IO[bytes]) -> None:

@@ -5,7 +5,7 @@ https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.ht
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import scipy.io
@@ -42,10 +42,15 @@ def photographs(folder: Path, split: Split) -> list[Path]:
 def read_photograph(path: Path) -> Photograph:
     """One photograph of `photographs`, with its segmentations."""
     annotations = path.parents[2] / "groundTruth" / path.parent.name / f"{path.stem}.mat"
-    people = scipy.io.loadmat(annotations)["groundTruth"][0]
     with Image.open(path) as image:
         rgb_HW3 = np.array(image.convert("RGB"))
-    return Photograph(path.stem, rgb_HW3, tuple(person["Segmentation"][0, 0] for person in people))
+    return Photograph(path.stem, rgb_HW3, label_maps(annotations))
+
+
+def label_maps(annotations: Path | IO[bytes]) -> tuple[NDArray[np.uint16], ...]:
+    """What is in one file of groundTruth/: a label map H x W a person."""
+    people = scipy.io.loadmat(annotations)["groundTruth"][0]
+    return tuple(person["Segmentation"][0, 0] for person in people)
 
 
 def segments(label_map_HW: NDArray[np.integer], smallest: float = 0.0) -> NDArray[np.bool_]:

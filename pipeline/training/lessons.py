@@ -10,8 +10,6 @@ others begins again with his first, whoever has more leaves his last out, in eac
 
 import bisect
 import itertools
-import logging
-import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,16 +23,15 @@ from pipeline import manifest, sources, storage
 from pipeline.errors import ImageError, SettingsError, TrainingDataError
 from pipeline.images import decode_image
 from pipeline.model.sam import resized
+from pipeline.reading.skipped import Skipped
 from pipeline.training.decoupled import Lessons
-from pipeline.training.store import Damage, StoredEmbedding, TeacherStore, read_shard, shards_of
+from pipeline.training.store import StoredEmbedding, TeacherStore, read_shard, shards_of
 from schemas.masks import Status
 
 ShardsOfEpoch = Callable[[int], Sequence[int]]
 """The shards that a worker reads in an epoch, in their order; asked for ascending epochs."""
 
 _PATIENCE: Final = 100  # pictures that fail one after another before it is the storage that fails
-_NAMED: Final = 20  # pictures that the log names
-_log = logging.getLogger("everymask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,38 +106,6 @@ class Failure(NamedTuple):
     """Why a picture of the store cannot be read now."""
 
     reason: str
-
-
-class Skipped:
-    """What was left out: counted, and named in the log once. Safe from several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._damaged: set[int] = set()
-        self._failed: set[int] = set()
-
-    @property
-    def images(self) -> int:
-        """How many there are."""
-        return len(self._damaged | self._failed)
-
-    def damage(self, damage: Damage) -> None:
-        """Rows of the store that are damaged."""
-        with self._lock:
-            known = self._damaged.issuperset(damage.image_ids)
-            self._damaged.update(damage.image_ids)
-        if not known:
-            _log.warning("%s", damage)
-
-    def failure(self, image_id: int, error: ImageError) -> None:
-        """A picture that cannot be read any more."""
-        with self._lock:
-            known = image_id in self._failed
-            self._failed.add(image_id)
-            count = len(self._failed)
-        if not known and count <= _NAMED:
-            rest = "; further ones are counted and not named" if count == _NAMED else ""
-            _log.warning("image %d skipped, %s: %s%s", image_id, error.status, error, rest)
 
 
 class LessonReader:

@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 from pipeline import manifest, storage
 from pipeline import run as runs
 from pipeline.contents import Row, rows_of
-from pipeline.errors import OutputConflict, SettingsError, TrainingDataError
+from pipeline.errors import OutputConflict, TrainingDataError
 from pipeline.manifest import ManifestRow
+from pipeline.reading.order import dealt
+from pipeline.reading.skipped import Damage
 from pipeline.shard import read_footer, shard_uri
 from pipeline.sources import ImageRef
 from pipeline.verify import embedding_fault
 from schemas.embeddings import SCHEMA_VERSION, embedding_shape, embeddings_schema
 from schemas.masks import Status
 
-_NAMED: Final = 10
 _log = logging.getLogger("everymask")
 
 
@@ -96,19 +97,6 @@ class Position(NamedTuple):
 
 
 _BEGINNING: Final = Position()
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Images of a shard that were skipped."""
-
-    shard: int
-    image_ids: tuple[int, ...]
-    reason: str
-
-    def __str__(self) -> str:
-        ids = ", ".join(map(str, self.image_ids[:_NAMED])) + (", ..." if len(self.image_ids) > _NAMED else "")
-        return f"{len(self.image_ids)} images of shard {self.shard} skipped ({ids}): {self.reason}"
 
 
 OnDamage = Callable[[Damage], None]
@@ -179,10 +167,7 @@ def shards_of(store: TeacherStore, rank: int, world_size: int, *, seed: int, epo
     Raises:
         SettingsError: there is no such rank.
     """
-    if not 0 <= rank < world_size:
-        raise SettingsError(f"rank {rank} of {world_size} workers; ranks begin with 0")
-    order: list[int] = np.random.default_rng([seed, epoch]).permutation(store.shards).tolist()
-    return order[rank::world_size]
+    return dealt(store.shards, rank, world_size, seed=seed, epoch=epoch)
 
 
 def read_shards(
