@@ -23,7 +23,6 @@ from pipeline import manifest, sources, storage
 from pipeline.config import Kind, RunConfig
 from pipeline.contents import Content, Row
 from pipeline.errors import ImageError
-from pipeline.images import decode_image
 from pipeline.manifest import ManifestRow
 from pipeline.model.memory import is_out_of_memory
 from schemas.masks import PROCESSED, Status
@@ -36,6 +35,8 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 OnImage = Callable[[int, int, int], None]
 """Told after each image: images done, masks, failures of the shard so far."""
+Decode = Callable[[bytes], NDArray[np.uint8]]
+"""From an image file's bytes to RGB, H x W x 3; raises `ImageError`. Called by several threads at once."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def make_shard(
     shard: int,
     config: RunConfig,
     content: Content,
+    decode: Decode,
     provenance: dict[str, Any],
     *,
     on_image: OnImage = lambda *_: None,
@@ -86,6 +88,7 @@ def make_shard(
         shard: Its number.
         config: The run's settings.
         content: Makes what the rows hold.
+        decode: Decodes an image.
         provenance: JSON for the footer: fingerprint, determinants of the rows.
         on_image: Progress.
         before_write: Called when the file is ready to be written; what it raises prevents that.
@@ -99,7 +102,7 @@ def make_shard(
 
     def counted_rows() -> Iterator[Row]:
         nonlocal masks
-        for row in _outcomes(manifest.read_shard(config.output, shard), config, content):
+        for row in _outcomes(manifest.read_shard(config.output, shard), config, content, decode):
             statuses[row["status"]] += 1
             masks += len(row.get("masks", ()))
             on_image(statuses.total(), masks, _failed(statuses))
@@ -138,22 +141,22 @@ def read_footer(output: str, kind: Kind, shard: int) -> tuple[dict[str, Any], Sh
     return footer, ShardSummary(**summary | {"bytes": size})
 
 
-def _outcomes(rows: list[ManifestRow], config: RunConfig, content: Content) -> Iterator[Row]:
+def _outcomes(rows: list[ManifestRow], config: RunConfig, content: Content, decode: Decode) -> Iterator[Row]:
     """Each image's row, in order. Reading and decoding run ahead in threads of their own."""
     reading = config.reading
 
     def fetch(row: ManifestRow) -> bytes:
         return sources.fetch(row.ref, max_bytes=reading.max_bytes)
 
-    def decode(fetched: Future[bytes]) -> NDArray[np.uint8]:
-        return decode_image(fetched.result(), max_pixels=reading.max_pixels)
+    def decode_fetched(fetched: Future[bytes]) -> NDArray[np.uint8]:
+        return decode(fetched.result())
 
     with (
         ThreadPoolExecutor(reading.read_ahead, "fetch") as fetchers,
         ThreadPoolExecutor(_DECODED_AHEAD, "decode") as decoders,
     ):
         fetched = _ahead(fetchers, fetch, rows, reading.read_ahead)
-        decoded = _ahead(decoders, decode, fetched, _DECODED_AHEAD)
+        decoded = _ahead(decoders, decode_fetched, fetched, _DECODED_AHEAD)
         for row, image in zip(rows, decoded, strict=True):
             yield _outcome(row, image, content)
 
