@@ -90,7 +90,7 @@ def out_of_memory(how: str) -> None:
 
 @pytest.mark.parametrize("kind", ["masks", "embeddings"])
 @pytest.mark.parametrize("how", ["device", "torch", "numpy"])
-def test_an_image_for_which_memory_does_not_suffice_is_a_row(
+def test_case_38_an_image_for_which_memory_does_not_suffice_is_a_row(
     tmp_path: Path, model: SamModel, kind: str, how: str
 ) -> None:
     addresses = {"images": canonical_uri(str(write_jpegs(tmp_path / "in", 3))), "output": f"file://{tmp_path}/out"}
@@ -182,7 +182,7 @@ def test_case_04_a_png_named_jpg_is_processed(tmp_path: Path, model: SamModel) -
     assert (row["status"], len(row["masks"])) == ("ok", 12)
 
 
-def test_cases_16_and_17_slivers_and_one_colour_are_rows(tmp_path: Path, model: SamModel) -> None:
+def test_case_16_slivers_and_one_colour_are_rows(tmp_path: Path, model: SamModel) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     sizes = [(1, 1), (1, 5000), (5000, 1), (64, 64), (97, 31)]  # width, height
