@@ -176,9 +176,10 @@ def _receive(messages: BinaryIO) -> bytes | None:
 def _serve(connection: socket.socket, max_pixels: int, seconds: float, memory: int) -> None:
     """A child's life, until its parent closes the connection."""
     requests = connection.makefile("rb")
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
     connection.sendall(_READY)
     while (data := _receive(requests)) is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory + len(data), resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_DATA, (_at_most(memory + len(data), most), most))
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             rgb_HW3 = decode_image(data, max_pixels=max_pixels)
@@ -187,9 +188,13 @@ def _serve(connection: socket.socket, max_pixels: int, seconds: float, memory: i
             rgb_HW3 = np.empty(0, np.uint8)
             answer = _Answer(error.status, str(error))
         signal.setitimer(signal.ITIMER_REAL, 0)
-        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         _send(connection, json.dumps(answer).encode())
         connection.sendall(rgb_HW3.data)
+
+
+def _at_most(limit: int, most: int) -> int:
+    return limit if most == resource.RLIM_INFINITY else min(limit, most)
 
 
 def _main(file: str, max_pixels: str, seconds: str, memory: str) -> None:

@@ -22,12 +22,13 @@ from fsspec.utils import glob_translate
 
 from pipeline.errors import ChangedError, StorageError
 from pipeline.storage import local, other, s3
-from pipeline.storage.attempts import attempt, redact
+from pipeline.storage.attempts import at_most, attempt, redact
 from pipeline.storage.files import FileInfo, RangedFile
 
 __all__ = [
     "ChangedError",
     "FileInfo",
+    "at_most",
     "canonical_uri",
     "delete",
     "exists",
