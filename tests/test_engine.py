@@ -1,14 +1,17 @@
 """The engine on a real local Ray: what workers get, how often a shard is tried, where the board lives."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import ray
+from running import processes_with
 
 from pipeline import engine
 from pipeline.config import ClusterConfig, MasksConfig, ModelConfig
@@ -65,6 +68,30 @@ def test_a_cluster_without_gpu_yet_is_waited_for(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 32.0, "GPU": 8.0})
     assert engine._resources(settings({}, "auto")) == (8, 1, 1)
     assert engine._resources(settings({"gpus_per_worker": 0.5}, "auto")) == (16, 1, 0.5)
+
+
+def listening() -> set[str]:
+    """The addresses, as the kernel writes them, on which processes of our Ray listen."""
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path()).name
+    sockets: set[str] = set()
+    for process in processes_with(session):
+        for file in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed since
+                sockets.add(str(file.readlink()))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_local_ray_listens_on_the_loopback_interface_only() -> None:
+    loopback = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF0000" + "0100007F"}
+    assert listening()
+    assert listening() <= loopback
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -69,7 +69,8 @@ def attempt(verb: str, uri: str, call: Callable[[], T]) -> T:
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_transient),
         wait=tenacity.wait_exponential(FIRST_WAIT_S, max=LONGEST_WAIT_S) + tenacity.wait_random(0, JITTER_S),
-        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_before_delay(min(ATTEMPTS_TOTAL_S, _at_most_s.get())),
+        stop=tenacity.stop_after_attempt(ATTEMPTS)
+        | tenacity.stop_before_delay(min(ATTEMPTS_TOTAL_S, _at_most_s.get())),
         reraise=True,
     )
     try:
