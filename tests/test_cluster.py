@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import TIMEOUT_S, KEEP_ALL, make_dataset, rows, write_jpegs
+from running import KEEP_ALL, TIMEOUT_S, make_dataset, rows, write_jpegs
 from runs_of_masks import summary_of
 
 from pipeline.config import AmgConfig, MasksConfig

@@ -70,6 +70,7 @@ def expected(pictures: Path, tmp_path_factory: pytest.TempPathFactory, tiny_chec
 def test_rows_depend_on_nothing_but_images_and_settings(
     images_per_shard: int,
     workers: list[list[int]],
+    *,
     expected: str,
     pictures: Path,
     tmp_path: Path,

@@ -60,7 +60,7 @@ with Decoders(config.reading) as decode:
 
 
 def test_case_18_a_huge_image_within_a_stated_memory_budget(tmp_path: Path) -> None:
-    """12,000 x 12,000 pixels and 192 candidates: 4 GiB for the worker, 1.5 GiB for its decoder, held by the kernel.
+    """12,000 x 12,000 pixels, 192 candidates: 4 GiB for the worker, 1.5 GiB for its decoder, held by the kernel.
 
     Pillow's copies of the picture take 7 bytes a pixel in the worker and 4 in the decoder, the pixels 3 in both.
     """
@@ -119,7 +119,7 @@ print(runs.write_summary(run, "complete", {}, 1.0)["empty"], resident() - before
 
 
 def test_case_44_memory_does_not_grow_with_images(tmp_path: Path) -> None:
-    """Of 12 KiB each, by one worker without a model, which would hide the rest: seven tenths of them add nothing."""
+    """Of 12 KiB each, by a worker without a model, which would hide the rest: the last 7 of 10 shards add nothing."""
     (tmp_path / "in").mkdir()
     done = python(GROWTH, tmp_path, GROWTH_IMAGES)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,5 @@
 """Masks at full size, and what is measured of them."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Final, cast
 

@@ -1,4 +1,4 @@
-"""Secrets that stand where they should not, in addresses, and where they should, in the environment, come out nowhere."""
+"""Secrets in addresses, where they should not be, and in the environment, where they should: they come out nowhere."""
 
 import json
 import logging
