@@ -119,7 +119,7 @@ print(runs.write_summary(run, "complete", {}, 1.0)["empty"], resident() - before
 
 
 def test_case_44_memory_does_not_grow_with_images(tmp_path: Path) -> None:
-    """Of 12 KiB each, by a worker without a model, which would hide the rest: the last 7 of 10 shards add nothing."""
+    """Each is 12 KiB, and there is no model, which would hide the rest: the last 7 of 10 shards add nothing."""
     (tmp_path / "in").mkdir()
     done = python(GROWTH, tmp_path, GROWTH_IMAGES)
     assert done.returncode == 0, done.stderr

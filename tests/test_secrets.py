@@ -1,4 +1,4 @@
-"""Secrets in addresses, where they should not be, and in the environment, where they should: they come out nowhere."""
+"""Secrets in addresses, where they should not be, and in the environment, where they should: none comes out."""
 
 import json
 import logging
