@@ -1,8 +1,8 @@
 """`make fuzz`: damaged files for the readers of images, tars, Parquet files and lists.
 
-Each case is a real file, mutated as its number says, so `--first N --cases 1` repeats one. What is documented is an
-image, a row with a status, or an error of the exception tree. Anything else is a finding, and so is the death of a
-decoder: it is printed, its file is kept, and the exit code is 1.
+Each case is a real file, mutated as its number says, so `--first N --cases 1` repeats one. What is documented is
+an image, a row with a status, or an error of the exception tree. Anything else is a finding, and so is the death
+of a decoder: it is printed, its file is kept, and the exit code is 1.
 """
 
 import argparse
