@@ -191,6 +191,7 @@ def _serve(connection: socket.socket, max_pixels: int, seconds: float, memory: i
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         _send(connection, json.dumps(answer).encode())
         connection.sendall(rgb_HW3.data)
+        del data, rgb_HW3  # the next image has the memory for itself
 
 
 def _at_most(limit: int, most: int) -> int:
