@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import KEEP_ALL, TIMEOUT_S, make_dataset, rows, write_jpegs
+from running import KEEP_ALL, make_dataset, rows, write_jpegs
 from runs_of_masks import summary_of
 
 from pipeline.config import AmgConfig, MasksConfig
@@ -21,10 +21,11 @@ import time
 from pathlib import Path
 
 os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+import ray
 from ray.cluster_utils import Cluster
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-node = cluster.add_node(num_cpus=1)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
 cluster.wait_for_nodes()
 os.environ["RAY_ADDRESS"] = cluster.address
 
@@ -37,7 +38,8 @@ output = Path(sys.argv[sys.argv.index("--output") + 1])
 def lose_a_node():
     while len(list((output / "masks").glob("part-*.parquet"))) < 3:
         time.sleep(0.05)
-    cluster.remove_node(node, allow_graceful=False)
+    here = ray.get_runtime_context().get_node_id()  # all are on one address, and the driver joins any of them
+    cluster.remove_node(next(node for node in nodes if node.node_id != here), allow_graceful=False)
     print("lost after", len(list((output / "masks").glob("part-*.parquet"))), flush=True)
 
 
@@ -57,7 +59,7 @@ def test_case_36_a_lost_node_costs_nothing(tmp_path: Path, tiny_checkpoint: Path
         check=False,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=TIMEOUT_S,
         env=os.environ,
     )
     assert done.returncode == 0, done.stderr
