@@ -1,10 +1,11 @@
 PYTHON ?= python3.11
 VENV := .venv
+SECONDS ?= 120
 BIN := $(VENV)/bin
 # The reference makes gigabytes of masks an image: memory that is given back costs a fifth of the tests' time.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: demo test test-without-ray test-with-ray check install clean
+.PHONY: demo test test-without-ray test-with-ray check fuzz install clean
 
 demo: install
 	$(BIN)/python -m jobs.demo
@@ -19,6 +20,9 @@ test-without-ray:
 # Ray waits more than it works, but not for long: its processes come first.
 test-with-ray:
 	RAY_worker_niceness=0 $(BIN)/python -m pytest -m alone
+
+fuzz: install
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS)
 
 check: install
 	$(BIN)/ruff check .

@@ -150,6 +150,10 @@ class ImagesConfig(_Settings):
     """Images of more pixels get the status too_large."""
     max_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(2**30)
     """Files of more bytes get the status too_large."""
+    decode_timeout: Annotated[float, Field(gt=0, le=86_400)] = 60
+    """Seconds that decoding one image may take; one that twice takes longer gets the status timeout."""
+    decode_memory: Annotated[ByteSize, Field(ge=2**28)] = ByteSize(2**33)
+    """Bytes of memory that decoding one image may take; one that needs more gets the status out_of_memory."""
     read_ahead: Annotated[int, Field(ge=1, le=256)] = 8
     """Images that a worker reads and decodes ahead."""
 
@@ -212,7 +216,7 @@ class RunConfig(_Settings):
             "images_per_shard": self.images_per_shard,
             "precision": self.model.precision,
             "image_size": weights.image_size,
-            "reading": self.reading.model_dump(mode="json", exclude={"read_ahead"}),
+            "reading": self.reading.model_dump(mode="json", include={"max_pixels", "max_bytes"}),
             "weights_sha256": weights.sha256,
             "code": pipeline.__version__,
             "schema": {"manifest": manifest.SCHEMA_VERSION, self.kind: _SCHEMA_VERSIONS[self.kind]},

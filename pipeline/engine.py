@@ -34,6 +34,7 @@ from pipeline import estimate
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
 from pipeline.contents import content_of
+from pipeline.decoding import Decoders
 from pipeline.errors import CheckpointError, IncompleteRun, SettingsError, TooManyFailures
 from pipeline.estimate import Measured
 from pipeline.model import pick_device
@@ -182,7 +183,7 @@ class ShardWorker:
         expected = provenance["determinants"]["weights_sha256"]
         if model.weights_sha256 != expected:
             raise CheckpointError(f"{config.model.address} has changed since the run began: {expected} then.")
-        self._content = content_of(config, model)
+        self._content, self._decode = content_of(config, model), Decoders(config.reading)
 
     def __call__(self, batch: _Batch) -> _Batch:
         """Make the one shard of a batch.
@@ -211,6 +212,7 @@ class ShardWorker:
                 shard,
                 self._config,
                 self._content,
+                self._decode,
                 self._provenance,
                 on_image=on_image,
                 before_write=before_write,

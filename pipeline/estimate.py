@@ -12,6 +12,7 @@ from pipeline import manifest
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
 from pipeline.contents import content_of
+from pipeline.decoding import Decoders
 from pipeline.shard import ShardSummary, make_shard
 from pipeline.sources import ImageRef
 
@@ -83,12 +84,13 @@ def measure(config: RunConfig, sample: list[ImageRef]) -> Measured:
         with tempfile.TemporaryDirectory(prefix="everymask-estimate-") as folder:
             here = config.model_copy(update={"output": Path(folder).as_uri()})
             manifest.write_manifest(refs, here.output, images_per_shard=len(refs))
-            return make_shard(0, here, content, {})
+            return make_shard(0, here, content, decode, {})
 
-    first = shard_of(sample[:1])
-    startup = time.monotonic() - start
-    some = max(_FEWEST_SAMPLED, int(_SAMPLE_SECONDS / max(first.seconds, 1e-3)))
-    return Measured(startup, shard_of(sample[:some]))
+    with Decoders(config.reading) as decode:
+        first = shard_of(sample[:1])
+        startup = time.monotonic() - start
+        some = max(_FEWEST_SAMPLED, int(_SAMPLE_SECONDS / max(first.seconds, 1e-3)))
+        return Measured(startup, shard_of(sample[:some]))
 
 
 def estimate(drawn: Drawn, measured: Measured, images_per_shard: int, workers: int) -> Estimate:

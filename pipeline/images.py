@@ -20,6 +20,7 @@ A refusal is an `ImageError` whose status is one of
     truncated         they begin like one and cannot be read to the end: cut short, if only by the end
                       marker of a JPEG or PNG, or damaged
     too_large         more than `max_pixels`, noticed before pixels are allocated
+    out_of_memory     memory ran out while it was decoded
     unsupported       refused by a rule above, or nothing here decodes it
 """
 
@@ -111,7 +112,8 @@ def decode_image(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """Decode one image file by the rules in the module's docstring.
 
     Returns rgb_HW3: uint8, C-contiguous, writeable, height and width as displayed. Raises `ImageError` and
-    nothing else, whatever the bytes are. Several threads may call it at once.
+    nothing else, whatever the bytes are, unless they are the end of the process: `pipeline.decoding` is for that.
+    Several threads may call it at once.
     """
     if not data:
         raise ImageError(Status.EMPTY_FILE, "the file has zero bytes")
@@ -128,9 +130,10 @@ def decode_image(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         return _to_array(_upright(_to_rgb(image), image))
     except _UNREADABLE as error:
         raise _unreadable(kind, error) from error
-    except (MemoryError, Image.DecompressionBombError) as error:
-        message = f"no memory to decode this {kind} image ({error!r}); lower --max-pixels, now {max_pixels:,}"
-        raise ImageError(Status.TOO_LARGE, message) from error
+    except Image.DecompressionBombError as error:  # another library has set Pillow's limit
+        raise ImageError(Status.TOO_LARGE, f"{kind} image: {error}") from error
+    except MemoryError as error:
+        raise ImageError(Status.OUT_OF_MEMORY, f"no memory to decode this {kind} image: {error!r}") from error
 
 
 def _kind_of(data: bytes) -> str:

@@ -30,6 +30,7 @@ from schemas.summary import State, Summary
 _PART: Final = re.compile(r"part-(\d{5,})\.parquet")
 _FOOTER_READERS: Final = 32
 _LISTED_SHARDS: Final = 1000
+_PATIENCE_S: Final = 8.0  # with a storage that does not answer, before a run
 
 
 class OutputSettings(Protocol):
@@ -80,6 +81,7 @@ class Run(Generic[_Settings_co]):
 def check_addresses(config: RunConfig) -> None:
     """Fail early: the output lies elsewhere than the input, can be written, and the input can be listed.
 
+    Within seconds, too: what does not answer is not waited for as long as it is when a run is under way.
     Of a run that is taken up again, the input must still answer, or each image that is left would be a failure.
 
     Raises:
@@ -92,14 +94,15 @@ def check_addresses(config: RunConfig) -> None:
             f"The output {storage.redact(config.output)} lies inside the input {storage.redact(config.images)}: "
             "its files would be listed as input. Choose an output elsewhere."
         )
-    probe = f"{config.output}/.everymask-{uuid.uuid4().hex}"
-    storage.write_atomic(probe, b"")
-    storage.delete(probe)
-    resumed = not config.overwrite and storage.exists(f"{config.output}/run.json")
-    skipped: Counter[str] = Counter()
-    found = storage.list_files(config.images) if resumed else sources.find_images(config.images, skipped)
-    if next(found, None) is None and not config.allow_empty:
-        raise no_images(config, skipped)
+    with storage.at_most(_PATIENCE_S):
+        probe = f"{config.output}/.everymask-{uuid.uuid4().hex}"
+        storage.write_atomic(probe, b"")
+        storage.delete(probe)
+        resumed = not config.overwrite and storage.exists(f"{config.output}/run.json")
+        skipped: Counter[str] = Counter()
+        found = storage.list_files(config.images) if resumed else sources.find_images(config.images, skipped)
+        if next(found, None) is None and not config.allow_empty:
+            raise no_images(config, skipped)
 
 
 def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], None] = lambda _: None) -> Run:

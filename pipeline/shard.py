@@ -23,7 +23,6 @@ from pipeline import manifest, sources, storage
 from pipeline.config import Kind, RunConfig
 from pipeline.contents import MASKS_ROWS_PER_GROUP, Content, Row, rows_of
 from pipeline.errors import ImageError, StorageError
-from pipeline.images import decode_image
 from pipeline.manifest import ManifestRow
 from pipeline.model.memory import is_out_of_memory
 from schemas.masks import PROCESSED, Status
@@ -37,6 +36,8 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 OnImage = Callable[[int, int, int], None]
 """Told after each image: images done, masks, failures of the shard so far."""
+Decode = Callable[[bytes], NDArray[np.uint8]]
+"""From an image file's bytes to RGB, H x W x 3; raises `ImageError`. Called by several threads at once."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def make_shard(
     shard: int,
     config: RunConfig,
     content: Content,
+    decode: Decode,
     provenance: dict[str, Any],
     *,
     on_image: OnImage = lambda *_: None,
@@ -87,6 +89,7 @@ def make_shard(
         shard: Its number.
         config: The run's settings.
         content: Makes what the rows hold.
+        decode: Decodes an image.
         provenance: JSON for the footer: fingerprint, determinants of the rows.
         on_image: Progress.
         before_write: Called when the file is ready to be written; what it raises prevents that.
@@ -97,7 +100,7 @@ def make_shard(
     return write_shard(
         shard_uri(config.output, config.kind, shard),
         shard,
-        _outcomes(manifest.read_shard(config.output, shard), config, content),
+        _outcomes(manifest.read_shard(config.output, shard), config, content, decode),
         content.schema,
         provenance,
         rows_per_group=content.rows_per_group,
@@ -205,22 +208,22 @@ def read_footer(output: str, kind: Kind, shard: int) -> tuple[dict[str, Any], Sh
     return footer, ShardSummary(**summary | {"bytes": size})
 
 
-def _outcomes(rows: list[ManifestRow], config: RunConfig, content: Content) -> Iterator[Row]:
+def _outcomes(rows: list[ManifestRow], config: RunConfig, content: Content, decode: Decode) -> Iterator[Row]:
     """Each image's row, in order. Reading and decoding run ahead in threads of their own."""
     reading = config.reading
 
     def fetch(row: ManifestRow) -> bytes:
         return sources.fetch(row.ref, max_bytes=reading.max_bytes)
 
-    def decode(fetched: Future[bytes]) -> NDArray[np.uint8]:
-        return decode_image(fetched.result(), max_pixels=reading.max_pixels)
+    def decode_fetched(fetched: Future[bytes]) -> NDArray[np.uint8]:
+        return decode(fetched.result())
 
     with (
         ThreadPoolExecutor(reading.read_ahead, "fetch") as fetchers,
         ThreadPoolExecutor(_DECODED_AHEAD, "decode") as decoders,
     ):
         fetched = ahead(fetchers, fetch, rows, reading.read_ahead)
-        decoded = ahead(decoders, decode, fetched, _DECODED_AHEAD)
+        decoded = ahead(decoders, decode_fetched, fetched, _DECODED_AHEAD)
         for row, image in zip(rows, decoded, strict=True):
             yield _outcome(row, image, content)
 

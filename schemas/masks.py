@@ -34,7 +34,11 @@ class Status(StrEnum):
     CHANGED = "changed"
     """The object is not the one that was listed."""
     OUT_OF_MEMORY = "out_of_memory"
-    """The device's memory did not suffice, even for one prompt at a time, or the machine's."""
+    """Memory did not suffice: the device's, even for one prompt at a time, the machine's, or decoding's limit."""
+    DECODER_CRASH = "decoder_crash"
+    """The process that decoded it died, twice."""
+    TIMEOUT = "timeout"
+    """Decoding took longer than allowed, twice."""
 
 
 PROCESSED: Final = frozenset({Status.OK, Status.EMPTY})

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from jobs.command import run_command
 from pipeline import run as runs
 from pipeline.config import RunConfig
 from pipeline.contents import content_of, weights_of
+from pipeline.images import decode_image
 from pipeline.model import load_model
 from pipeline.run import Run
-from pipeline.shard import make_shard
+from pipeline.shard import Decode, make_shard
 
 # Untrained weights are confident and stable nowhere: keep everything.
 KEEP_ALL = [
@@ -129,12 +131,17 @@ def write_jpegs(folder: Path, count: int) -> Path:
     return folder
 
 
+def decode_here(config: RunConfig) -> Decode:
+    """Decoding in this process, which spares the start of another."""
+    return partial(decode_image, max_pixels=config.reading.max_pixels)
+
+
 def make_dataset(config: RunConfig, checkpoint: Path | str) -> Run:
     """A finished dataset, made without Ray."""
     model = load_model(str(checkpoint), image_size=config.model.image_size)
     made = runs.open_run(config, weights_of(model))
     for shard in range(made.shards):
-        make_shard(shard, config, content_of(config, model), made.provenance)
+        make_shard(shard, config, content_of(config, model), decode_here(config), made.provenance)
     return made
 
 

@@ -121,7 +121,9 @@ def test_memory_budget_does_not_change_the_masks() -> None:
 @pytest.mark.parametrize(
     ("fitting", "error"), [(1, torch.OutOfMemoryError), (5, MemoryError), (24, torch.OutOfMemoryError)]
 )
-def test_out_of_memory_gives_the_same_masks_in_smaller_chunks(fitting: int, error: type[Exception]) -> None:
+def test_case_38_out_of_memory_gives_the_same_masks_in_smaller_chunks(
+    fitting: int, error: type[Exception]
+) -> None:
     rgb = coordinates_as_colours(120, 200)
     model = WithoutMemory(fitting, error)
     assert plain(ours(rgb, model, **ALL)) == plain(ours(rgb, **ALL))
@@ -142,8 +144,7 @@ def test_another_error_is_not_tried_with_fewer_prompts() -> None:
 
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 2)], ids=str)
-def test_slivers(size: tuple[int, int], layers: int) -> None:
-    """Case 16."""
+def test_case_16_slivers(size: tuple[int, int], layers: int) -> None:
     rgb = np.full((*size, 3), 90, dtype=np.uint8)
     arguments = {"pred_iou_thresh": -10, "stability_score_thresh": 0, "points_per_side": 4}
     for regions in (0, 10):
@@ -159,16 +160,14 @@ def test_slivers(size: tuple[int, int], layers: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_one_colour_everywhere(value: int) -> None:
-    """Case 17."""
+def test_case_17_one_colour_everywhere(value: int) -> None:
     rgb = np.full((90, 120, 3), value, dtype=np.uint8)
     model = seeded_model(1, 64)
     assert ours(rgb, model, points_per_side=4) == []
     assert ours(rgb, model, points_per_side=4, pred_iou_thresh=-10, stability_score_thresh=0)
 
 
-def test_thresholds_of_one_give_no_masks() -> None:
-    """Case 19."""
+def test_case_19_thresholds_of_one_give_no_masks() -> None:
     arguments = {"pred_iou_thresh": 1.0, "stability_score_thresh": 1.0, "points_per_side": 8}
     for regions in (0, 50):
         assert (

@@ -12,6 +12,7 @@ ORDER = [
     "pipeline.errors",
     "pipeline.storage",
     "pipeline.images",
+    "pipeline.decoding",
     "pipeline.sources",
     "pipeline.manifest",
     "pipeline.model",
@@ -36,7 +37,7 @@ ORDER = [
     "pipeline.curation_engine",
     "jobs",
 ]
-WITHOUT_TORCH = {"schemas", *ORDER[1:8], "pipeline.progress"}
+WITHOUT_TORCH = {"schemas", *ORDER[1:9], "pipeline.progress"}
 MODULES = sorted(path for name in ("schemas", "pipeline", "jobs") for path in (ROOT / name).rglob("*.py"))
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from running import jpeg, rows
+from running import decode_here, jpeg, rows
 from s3server import S3Server
 
 from pipeline import storage
@@ -256,7 +256,8 @@ def test_case_24_one_403_among_many_is_a_row(tmp_path: Path, tiny_checkpoint: Pa
     write_manifest(refs, config.output, images_per_shard=3)
     answers = [answer_of(pictures[0]), ANSWER_403, answer_of(pictures[2])]
     with scripted_s3(answers) as given:
-        make_shard(0, config, content_of(config, load_model(str(tiny_checkpoint))), {"fingerprint": "f"})
+        content = content_of(config, load_model(str(tiny_checkpoint)))
+        make_shard(0, config, content, decode_here(config), {"fingerprint": "f"})
     assert given == answers
     found = rows(tmp_path)
     assert [row["status"] for row in found[::2]] == ["empty", "empty"]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from poisoned import poisoned, write_plugin
 from running import TIMEOUT_S, call, command, jpeg, processes_with, ray_workers, rows, run, write_jpegs
 from runs_of_masks import job, made_without_ray, summary_of, wait_for_shards
 from seeded import PHOTOGRAPHS, ReferenceGenerator, assert_parity, lively_state_dict, reference_with
@@ -207,3 +208,21 @@ def test_case_34_a_killed_worker_costs_nothing(tmp_path: Path, tiny_checkpoint: 
     made_without_ray(tiny_checkpoint, folder, undisturbed, images_per_shard=7)
     assert rows(disturbed) == rows(undisturbed)
     assert summary_of(disturbed)["ok"] == 60
+
+
+def test_case_39_what_takes_its_decoder_down_is_a_row_and_its_worker_lives(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    folder = write_jpegs(tmp_path / "in", 8)
+    for name, how in {"0002a": "segfaults", "0005a": "hangs"}.items():
+        (folder / f"{name}.ppm").write_bytes(poisoned(how))
+    output = tmp_path / "out"
+    done = run(
+        *job(tiny_checkpoint, folder, output, "--images-per-shard", "5", "--decode-timeout", "5"),
+        PYTHONPATH=f"{write_plugin(tmp_path / 'plugin')}:{os.environ.get('PYTHONPATH', '')}",
+    )
+    assert done.returncode == 0, done.stderr
+    summary = summary_of(output)
+    assert (summary["images"], summary["ok"], summary["not_done"]) == (10, 8, 0)
+    assert summary["failures"] == {"decoder_crash": 1, "timeout": 1}
+    assert "died" not in done.stderr  # as Ray says of workers

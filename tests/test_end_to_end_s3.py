@@ -31,7 +31,7 @@ def pictures() -> dict[str, bytes]:
     return {f"piece {index}.jpg": jpeg(index) for index in range(60)}
 
 
-def test_s3_killed_driver_and_resume(
+def test_case_35_a_killed_driver_and_another_number_of_workers(
     tmp_path: Path, tiny_checkpoint: Path, s3_server: S3Server, bucket: str, pictures: dict[str, bytes]
 ) -> None:
     assert len(pictures) >= 50
@@ -44,8 +44,9 @@ def test_s3_killed_driver_and_resume(
     s3_server.put(checkpoint, tiny_checkpoint.read_bytes())
     flags = job(Path("x"), f"{bucket}/in", f"{bucket}/out", "--images-per-shard", "2")
     flags[flags.index(Path("x"))] = checkpoint
+    flags += ["--cpus-per-worker", "1"]
 
-    process = subprocess.Popen(command(*flags), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*flags, "--num-workers", "1"), stderr=subprocess.DEVNULL)
     client = s3_server.client()
     masks = f"{bucket.removeprefix('s3://')}/out/masks"
     deadline = time.monotonic() + TIMEOUT_S

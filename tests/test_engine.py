@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -75,6 +76,41 @@ def test_a_shard_is_begun_six_times_and_then_left_out() -> None:
     assert [board.begin(5) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(RuntimeError, match="shard 5 has killed its worker 6 times"):
         worker({"shard": np.array([5])})
+
+
+LISTENING = """
+import contextlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from running import processes_with
+
+from pipeline import engine
+
+with engine.connected():
+    session = Path(engine.ray._private.worker.global_worker.node.get_session_dir_path()).name
+    sockets = set()
+    for process in processes_with(session):
+        with contextlib.suppress(OSError):  # it has ended
+            for file in Path(f"/proc/{process.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):  # it is closed
+                    sockets.add(str(file.readlink()))
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                print("listens on", fields[1])
+"""
+
+
+def test_a_local_ray_listens_on_the_loopback_interface_only() -> None:
+    command = [sys.executable, "-c", LISTENING, str(Path(__file__).parent)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = {line.split()[-1].split(":")[0] for line in done.stdout.splitlines() if line.startswith("listens on")}
+    loopback = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF0000" + "0100007F"}  # as the kernel writes it
+    assert found
+    assert found <= loopback, done.stdout
 
 
 LEFT_RUN = """

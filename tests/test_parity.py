@@ -246,7 +246,7 @@ def test_each_threshold_keeps_some_and_drops_some() -> None:
     assert len(both) != len(alone)
 
 
-def test_small_regions_are_there_to_be_removed() -> None:
+def test_case_21_small_regions_are_removed_as_the_reference_removes_them() -> None:
     arguments = few_prompts(KEEP_MANY, side=3, side_in_crops=2)
     rgb = PHOTOGRAPHS["coffee"]()
     before, _ = pair(1024).masks(rgb, **arguments)

@@ -100,7 +100,7 @@ def test_damaged_cache_is_fetched_again(
 
 
 @pytest.mark.parametrize("content", ["checkpoint", "html"])
-def test_published_weights_of_another_hash_are_refused(
+def test_case_42_published_weights_of_another_hash_are_refused(
     content: str, site: Site, monkeypatch: pytest.MonkeyPatch, checkpoint: bytes
 ) -> None:
     data = checkpoint if content == "checkpoint" else b"<html>moved</html>"

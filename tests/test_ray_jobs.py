@@ -72,7 +72,7 @@ def ray(head: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess
     )
 
 
-def test_ray_job_submit_and_stop(tmp_path: Path, tiny_checkpoint: Path, ray_head: dict[str, str]) -> None:
+def test_case_45_ray_job_submit_and_stop(tmp_path: Path, tiny_checkpoint: Path, ray_head: dict[str, str]) -> None:
     folder = write_jpegs(tmp_path / "in", 4)
     output = tmp_path / "out"
     whole = submit("--", *command(*job(tiny_checkpoint, folder, output, "--images-per-shard", "2")))

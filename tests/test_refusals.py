@@ -1,6 +1,7 @@
 """What cannot work ends a command with its exit code and a word why, before a Ray is started."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,27 @@ def test_what_cannot_work_ends_before_ray_is_started(
     assert refused.returncode == code, refused.stderr
     assert words in refused.stdout + refused.stderr
     assert not (tmp_path / "out" / "masks").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:1000], "CheckpointError"),
+        (lambda data: b"<html>Sign in</html>", "HTML"),
+        (lambda data: data[:-4] + b"\0\0\xc0\x7f", "not finite"),
+    ],
+    ids=["truncated", "a web page", "no number"],
+)
+def test_case_40_a_model_that_cannot_be_built_ends_it_once_and_at_once(
+    tmp_path: Path, tiny_checkpoint: Path, damage: Callable[[bytes], bytes], words: str
+) -> None:
+    (tmp_path / "x.safetensors").write_bytes(damage(tiny_checkpoint.read_bytes()))
+    folder = write_jpegs(tmp_path / "in", 1)
+    refused = call("jobs.generate_masks", *flags(folder, tmp_path / "out", tmp_path / "x.safetensors"))
+    assert refused.returncode == 3, refused.stderr
+    assert words in refused.stderr
+    assert refused.stderr.count("Error: ") == 1
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_store_that_is_too_large_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -14,8 +14,7 @@ from segment_anything.utils.amg import (
 from pipeline.amg import rle
 
 
-def test_mask_with_hole_and_islands_survives_rle() -> None:
-    """Case 20."""
+def test_case_20_masks_with_holes_and_islands_survive_rle() -> None:
     mask = np.zeros((40, 60), dtype=bool)
     mask[5:30, 5:40] = True
     mask[10:20, 12:30] = False

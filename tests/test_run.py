@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import write_jpegs
+from running import decode_here, write_jpegs
 from s3server import S3Server
 
 from pipeline import run as runs
@@ -49,7 +49,7 @@ def opened(config: RunConfig) -> Run:
 
 
 def make(run: Run, shard: int, model: SamModel) -> ShardSummary:
-    return make_shard(shard, run.config, content_of(run.config, model), run.provenance)
+    return make_shard(shard, run.config, content_of(run.config, model), decode_here(run.config), run.provenance)
 
 
 def test_a_run_begins_with_a_manifest_and_a_document(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Case 46: what would give wrong masks without an error is found before the first image."""
+"""What would give wrong masks without an error is found before the first image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_a_checkpoint_of_another_model_than_was_named_is_refused(checkpoint: str
         checked_model(ModelConfig(checkpoint=checkpoint, model="vit_b", device="cpu"))
 
 
-def test_weights_that_were_never_loaded_are_refused() -> None:
+def test_case_46_weights_that_were_never_loaded_are_refused() -> None:
     with pytest.raises(SelfCheckError, match="No weights were loaded"):
         self_check(seeded_model(1, 64))
 
@@ -66,7 +66,7 @@ def test_training_mode_is_refused(model: SamModel) -> None:
         self_check(model.train())
 
 
-def test_one_batch_normalisation_in_training_mode_is_refused(model: SamModel) -> None:
+def test_case_46_one_batch_normalisation_in_training_mode_is_refused(model: SamModel) -> None:
     name, norm = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d))
     norm.train()
     with pytest.raises(SelfCheckError, match=f"1 modules are in training mode, the first {name}"):
@@ -97,7 +97,7 @@ class Unnormalised(SamModel):
 
 
 @pytest.mark.parametrize("wrong", [BlueGreenRed, Unnormalised])
-def test_wrong_colours_are_refused(wrong: type[SamModel], model: SamModel) -> None:
+def test_case_46_wrong_colours_are_refused(wrong: type[SamModel], model: SamModel) -> None:
     model.__class__ = wrong
     model.expected = None  # found without knowing the answers
     with pytest.raises(SelfCheckError, match="Pure red"):
@@ -135,7 +135,7 @@ class MasksInTheCropsFrame(MaskGenerator):
     [PromptsInTheImagesFrame, EncodesTheWholeImage, MasksInTheCropsFrame],
     ids=lambda wrong: wrong.__name__,
 )
-def test_crops_in_the_wrong_frame_are_refused(
+def test_case_46_crops_in_the_wrong_frame_are_refused(
     wrong: type[MaskGenerator], model: SamModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.expected = None

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import ExifTags, Image
-from running import jpeg, rows, write_jpegs
+from running import decode_here, jpeg, rows, write_jpegs
 
 from pipeline import manifest, shard, sources
 from pipeline.amg import MaskGenerator, rle
@@ -46,7 +46,7 @@ def shard_of(folder: Path, output: Path, model: SamModel, **reading: Any) -> lis
         reading=ImagesConfig(**reading),
     )
     manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=1000)
-    make_shard(0, config, content_of(config, model), PROVENANCE)
+    make_shard(0, config, content_of(config, model), decode_here(config), PROVENANCE)
     return rows(output)
 
 
@@ -90,7 +90,7 @@ def out_of_memory(how: str) -> None:
 
 @pytest.mark.parametrize("kind", ["masks", "embeddings"])
 @pytest.mark.parametrize("how", ["device", "torch", "numpy"])
-def test_an_image_for_which_memory_does_not_suffice_is_a_row(
+def test_case_38_an_image_for_which_memory_does_not_suffice_is_a_row(
     tmp_path: Path, model: SamModel, kind: str, how: str
 ) -> None:
     addresses = {"images": canonical_uri(str(write_jpegs(tmp_path / "in", 3))), "output": f"file://{tmp_path}/out"}
@@ -105,7 +105,7 @@ def test_an_image_for_which_memory_does_not_suffice_is_a_row(
             out_of_memory(how)
         return content.of_image(rgb_HW3)
 
-    make_shard(0, config, dataclasses.replace(content, of_image=of_image), PROVENANCE)
+    make_shard(0, config, dataclasses.replace(content, of_image=of_image), decode_here(config), PROVENANCE)
     found = rows_of(pq.read_table(tmp_path / "out" / kind))
     assert [row["status"] for row in found] == ["ok", "out_of_memory", "ok"]
     assert "no memory for this image" in found[1]["error"]
@@ -122,7 +122,13 @@ def test_any_other_error_ends_the_shard(tmp_path: Path, model: SamModel) -> None
         raise RuntimeError("a fault of the program")
 
     with pytest.raises(RuntimeError, match="a fault"):
-        make_shard(0, config, dataclasses.replace(content_of(config, model), of_image=of_image), PROVENANCE)
+        make_shard(
+            0,
+            config,
+            dataclasses.replace(content_of(config, model), of_image=of_image),
+            decode_here(config),
+            PROVENANCE,
+        )
     assert not (tmp_path / "out" / "masks").exists()
 
 
@@ -139,7 +145,7 @@ def test_a_shard_past_the_limit_is_made_in_a_temporary_file(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     config = MasksConfig(images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "b")))
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        make_shard(0, config, content_of(config, model), PROVENANCE)
+        make_shard(0, config, content_of(config, model), decode_here(config), PROVENANCE)
 
 
 def test_case_06_a_picture_in_eight_orientations_has_the_same_masks(tmp_path: Path, model: SamModel) -> None:
@@ -176,7 +182,7 @@ def test_case_04_a_png_named_jpg_is_processed(tmp_path: Path, model: SamModel) -
     assert (row["status"], len(row["masks"])) == ("ok", 12)
 
 
-def test_cases_16_and_17_slivers_and_one_colour_are_rows(tmp_path: Path, model: SamModel) -> None:
+def test_case_16_slivers_and_one_colour_are_rows(tmp_path: Path, model: SamModel) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     sizes = [(1, 1), (1, 5000), (5000, 1), (64, 64), (97, 31)]  # width, height
@@ -206,7 +212,7 @@ def test_no_mask_over_the_thresholds_is_empty(tmp_path: Path, model: SamModel) -
     config = MasksConfig(images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "out")))
     manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=9)
     generator = MaskGenerator(model, points_per_side=2, pred_iou_thresh=1)
-    summary = make_shard(0, config, masks_content(generator), PROVENANCE)
+    summary = make_shard(0, config, masks_content(generator), decode_here(config), PROVENANCE)
     assert summary.statuses == {"empty": 1}
     assert rows(tmp_path / "out")[0]["status"] == "empty"
 
@@ -245,6 +251,7 @@ def test_progress_is_told_after_each_image(tmp_path: Path, model: SamModel) -> N
         0,
         config,
         content_of(config, model),
+        decode_here(config),
         PROVENANCE,
         on_image=lambda *counts: told.append(counts),
     )
@@ -267,7 +274,7 @@ def embedded(folder: Path, output: Path, model: SamModel, **reading: Any) -> pa.
         reading=EmbeddedImagesConfig(**reading),
     )
     manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=1000)
-    make_shard(0, config, content_of(config, model), PROVENANCE)
+    make_shard(0, config, content_of(config, model), decode_here(config), PROVENANCE)
     return pq.read_table(output / "embeddings" / "part-00000.parquet")
 
 

@@ -132,6 +132,18 @@ def test_lists_with_columns(tmp_path: Path, s3_server: S3Server, bucket: str) ->
         found(tmp_path / "bad.txt")
 
 
+def test_a_damaged_list_is_said(tmp_path: Path) -> None:
+    (tmp_path / "long.csv").write_text('url\n"' + "a" * 2**18)
+    whole = io.BytesIO()
+    pq.write_table(pa.table({"uri": ["a.jpg", "b.jpg"]}), whole)
+    data = bytearray(whole.getvalue())
+    data[4:24] = b"\xff" * 20  # the first page's header; the footer is whole, so it is a list
+    (tmp_path / "cut.parquet").write_bytes(data)
+    for name in ("long.csv", "cut.parquet"):
+        with pytest.raises(SettingsError, match=f"the list .*{name} is damaged"):
+            found(tmp_path / name)
+
+
 def test_a_list_may_name_tars_and_parquet_files(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes(("1.jpg", b"one")))
     (tmp_path / "b.parquet").write_bytes(parquet_bytes(hugging_face_table(1)))

@@ -155,7 +155,9 @@ class Malice:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["pickle", "torch", "torch, among tensors", "torch, old format"])
-def test_code_in_a_pickle_is_refused_and_not_executed(form: str, tensors: StateDict, tmp_path: Path) -> None:
+def test_case_42_code_in_a_pickle_is_refused_and_not_executed(
+    form: str, tensors: StateDict, tmp_path: Path
+) -> None:
     marker, path = tmp_path / "marker", tmp_path / "x.pt"
     if form == "pickle":
         path.write_bytes(pickle.dumps(Malice(marker)))
@@ -174,7 +176,7 @@ def test_code_in_a_pickle_is_refused_and_not_executed(form: str, tensors: StateD
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.999, 0.99999])
 @pytest.mark.parametrize("suffix", ["pt", "old.pt", "safetensors"])
-def test_truncated_checkpoint_is_refused(
+def test_case_42_truncated_checkpoint_is_refused(
     suffix: str, share: float, checkpoint: bytes, tensors: StateDict, tmp_path: Path
 ) -> None:
     path = tmp_path / f"x.{suffix}"
@@ -229,7 +231,7 @@ def test_random_bytes_are_refused(checkpoint: bytes, tensors: StateDict, tmp_pat
                 parse_checkpoint(bytes(data), "x")
 
 
-def test_html_page_is_named(tmp_path: Path) -> None:
+def test_case_42_html_page_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(b"<!DOCTYPE html><html><body>Sign in</body></html>")
     with pytest.raises(CheckpointError, match="HTML"):

@@ -32,11 +32,14 @@ def entries(uri: str) -> Iterator[str]:
     """What the list names, as canonical URIs; "" for an entry that is empty.
 
     Raises:
-        SettingsError: it is not UTF-8, or has no column of URIs.
+        SettingsError: it is not UTF-8, damaged, or has no column of URIs.
         StorageError: it cannot be read.
     """
-    for entry in _READERS[suffix_of(uri)](uri):
-        yield _resolve(entry, uri) if entry.strip() else ""
+    try:
+        for entry in _READERS[suffix_of(uri)](uri):
+            yield _resolve(entry, uri) if entry.strip() else ""
+    except (csv.Error, *DAMAGE) as error:
+        raise SettingsError(f"the list {storage.redact(uri)} is damaged: {error}") from error
 
 
 def _resolve(entry: str, list_uri: str) -> str:

@@ -25,13 +25,14 @@ from fsspec.utils import glob_translate
 from pipeline.errors import ChangedError, StorageError
 from pipeline.storage import local, other, s3
 from pipeline.storage.arrow import ReadOnlyHandler
-from pipeline.storage.attempts import attempt, redact
+from pipeline.storage.attempts import at_most, attempt, redact
 from pipeline.storage.files import FileInfo, RangedFile
 
 __all__ = [
     "ChangedError",
     "FileInfo",
     "arrow_filesystem",
+    "at_most",
     "canonical_uri",
     "delete",
     "exists",

@@ -2,7 +2,9 @@
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final, TypeVar
 
 import tenacity
@@ -43,7 +45,19 @@ _SECRET_PARAMETER: Final = re.compile(
     r"([?&;][^=&\s]*(?:sig|token|credential|secret|password|key|auth)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE
 )
 
+_at_most_s: ContextVar[float] = ContextVar("at_most_s", default=float("inf"))
+
 T = TypeVar("T")
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Within the block, in this thread, no attempt begins later than this after the first."""
+    before = _at_most_s.set(seconds)
+    try:
+        yield
+    finally:
+        _at_most_s.reset(before)
 
 
 def attempt(verb: str, uri: str, call: Callable[[], T]) -> T:
@@ -55,7 +69,8 @@ def attempt(verb: str, uri: str, call: Callable[[], T]) -> T:
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_transient),
         wait=tenacity.wait_exponential(FIRST_WAIT_S, max=LONGEST_WAIT_S) + tenacity.wait_random(0, JITTER_S),
-        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(ATTEMPTS_TOTAL_S),
+        stop=tenacity.stop_after_attempt(ATTEMPTS)
+        | tenacity.stop_before_delay(min(ATTEMPTS_TOTAL_S, _at_most_s.get())),
         reraise=True,
     )
     try:
