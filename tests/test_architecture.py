@@ -21,6 +21,7 @@ ORDER = [
     "pipeline.shard",
     "pipeline.verify",
     "pipeline.run",
+    "pipeline.report",
     "pipeline.estimate",
     "pipeline.training",
     "pipeline.evaluation",
