@@ -34,8 +34,8 @@ def distribution(title: str, histogram: Histogram, label: Label, note: str, mark
     return (
         f"<figure><figcaption><b>{escape(title)}</b> {escape(note)} {escape(says)}.</figcaption>"
         f"{_svg(f'{title}: {says}', bars, label, marks)}"
-        f"<details><summary>Numbers</summary><div class=scroll><table><tr><th>From, to below</th><th>Count</th></tr>"
-        f"{rows}</table></div></details></figure>"
+        f"<details><summary>Numbers</summary><div class=scroll><table><tr><th>From, to below</th><th>Count</th>"
+        f"</tr>{rows}</table></div></details></figure>"
     )
 
 
