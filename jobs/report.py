@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from functools import partial, reduce
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -17,6 +17,7 @@ from pipeline.report.page import Report, html_of
 from pipeline.report.pictures import shown_images
 from pipeline.report.tally import Sampling, Tally, check_schema, tally_shard
 
+_SHARDS_A_PROCESS: Final = 16  # a process takes seconds to start
 _log = logging.getLogger("everymask")
 _Count = Annotated[int, Parameter(validator=Number(gte=0, lte=1000))]
 
@@ -45,7 +46,7 @@ def report(
         sample: Images to show, drawn from all that were processed.
         outliers: Images to show of each kind: with the most masks, with none, least stable.
         seed: The same seed draws the same images.
-        processes: Shards read at the same time; by default as many as there are CPUs.
+        processes: Shards read at the same time; by default as many as there are CPUs, fewer for few shards.
     """
     dataset = storage.canonical_uri(input)
     document = runs.read_document(dataset)
@@ -53,7 +54,7 @@ def report(
     sampling = Sampling(seed, sample, outliers)
     shards = sorted(runs.shards_done(dataset, "masks") & set(range(document["manifest"]["shards"])))
     count = partial(tally_shard, dataset, document["fingerprint"], sampling)
-    with mapping(min(processes or os.cpu_count() or 1, len(shards))) as map_:
+    with mapping(processes or min(os.cpu_count() or 1, len(shards) // _SHARDS_A_PROCESS)) as map_:
         tally = reduce(lambda one, two: one.plus(two, sampling), map_(count, shards), Tally())
     chosen = {
         image.image_id for group in (tally.sample, tally.most, tally.empty, tally.unstable) for image in group
