@@ -23,6 +23,7 @@ ORDER = [
     "pipeline.run",
     "pipeline.report",
     "pipeline.estimate",
+    "pipeline.tune",
     "pipeline.training",
     "pipeline.evaluation",
     "pipeline.progress",

@@ -1,5 +1,6 @@
 """COCO run-length encoding, by pycocotools."""
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -52,6 +53,11 @@ def decode(rle: Rle) -> NDArray[np.bool_]:
 def area(rle: Rle) -> int:
     """Pixels in the mask."""
     return int(coco.area(rle))
+
+
+def covered(rles: Sequence[Rle]) -> int:
+    """Pixels in any of an image's masks, without decoding them."""
+    return int(coco.area(coco.merge(rles))) if rles else 0
 
 
 def uncompressed(rle: Rle) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 
 from pipeline import storage
+from pipeline.amg import rle
 from pipeline.errors import OutputConflict, SettingsError, StorageError
 from pipeline.report.histogram import Histogram
 from pipeline.run import kind_of
@@ -200,7 +200,7 @@ def tally_rows(rows: pa.Table, sampling: Sampling) -> Tally:
         ranked = Ranked(_random(sampling.seed, image_id), image_id)
         sample.append(ranked)
         counts.append(count)
-        coverages.append(_covered(rles[start:end]) / pixels)
+        coverages.append(rle.covered(rles[start:end]) / pixels)
         shares.append(area[start:end] / pixels)
         if image["status"] == Status.EMPTY:
             empty.append(ranked)
@@ -232,11 +232,6 @@ def _failures(images: list[dict[str, Any]]) -> dict[str, tuple[Failure, ...]]:
             failure = Failure(image["image_id"], storage.redact(image["uri"]), image["error"] or "")
             failures.setdefault(image["status"], []).append(failure)
     return {status: tuple(some) for status, some in failures.items()}
-
-
-def _covered(rles: list[dict[str, Any]]) -> int:
-    """Pixels in any of the masks, without decoding them."""
-    return int(coco.area(coco.merge(rles))) if rles else 0
 
 
 def _mean(scores: NDArray[Any]) -> float:
