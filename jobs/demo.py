@@ -44,7 +44,8 @@ def demo(*, folder: Path = Path("demo-output")) -> int:
     report(input=config.output, output=f"{folder}/report")
     print(
         f"The masks are in {folder}/dataset/masks/, a row a photograph; README.md shows how to read them.\n"
-        f"{folder}/report/index.html shows them in a browser, {folder}/overlays/ as pictures. They are of the small weights that come along; for MobileSAM's own, run\n"
+        f"{folder}/report/index.html shows them in a browser, {folder}/overlays/ as pictures. They are of the\n"
+        "small weights that come along; for MobileSAM's own, run\n"
         f"  .venv/bin/python -m jobs.generate_masks --images {photographs} --output OUTPUT\n"
         "which fetches them."
     )

@@ -35,7 +35,7 @@ def report(
 
     It shows what became of the images, how masks and their scores are distributed, and a sample of the pictures
     with their masks drawn over them. The whole dataset is read, a row group at a time. The size of the report does
-    not grow with it, but with the pictures shown: about 0.1 MB each, 0.35 MB at most.
+    not grow with it, but with the pictures shown: about 0.1 MB each, 0.4 MB at most.
 
     Images that are gone or changed are named, and their masks drawn without them. Exit codes: 0 done; 2 settings,
     or there is no run of masks that this version reads; 3 an address cannot be read or written.
