@@ -145,7 +145,7 @@ def test_bars_cover_what_is_occupied_with_few_bars() -> None:
 def test_values_beyond_the_ends_count_in_the_last_bins() -> None:
     histogram = Histogram.empty(0, 10, 10).with_values(np.array([-5, 0.0, 3.0, 10.0, 99.0]))
     assert histogram.counts_B.tolist() == [2, 0, 0, 1, 0, 0, 0, 0, 0, 2]
-    assert histogram.median == 3.5
+    assert histogram.median == 3
 
 
 def test_edges_belong_to_the_bin_above() -> None:

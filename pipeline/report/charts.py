@@ -26,7 +26,7 @@ def distribution(title: str, histogram: Histogram, label: Label, note: str, mark
     bars = histogram.bars()
     if not bars:
         return f"<figure><figcaption><b>{escape(title)}</b> There is nothing to show.</figcaption></figure>"
-    says = f"{histogram.count:,} values, median {label(histogram.median)}"
+    says = f"{histogram.count:,} values, median {label(histogram.median)}, mean {label(histogram.mean)}"
     rows = "".join(
         f"<tr><td>{escape(label(bar.low))} to {escape(label(bar.high))}</td><td>{bar.count:,}</td></tr>"
         for bar in bars

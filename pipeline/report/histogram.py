@@ -61,11 +61,11 @@ class Histogram:
 
     @property
     def median(self) -> float:
-        """The middle of the bin that holds it; NaN where there are no values."""
+        """Where the bin begins that holds it; NaN where there are no values."""
         if not self.count:
             return math.nan
         place = int(np.searchsorted(self.counts_B.cumsum(), self.count / 2))
-        return self.low + (place + 0.5) * self.width
+        return self.low + place * self.width
 
     def bars(self, most: int = MOST_BARS) -> list[Bar]:
         """Some bins together a bar, from the first to the last that holds a value; none where there are none."""

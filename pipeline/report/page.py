@@ -135,9 +135,14 @@ def _distributions(tally: Tally, amg: dict[str, Any]) -> str:
         return f"{value:.1%}".replace(".0%", "%")
 
     charts = [
-        distribution("Masks an image.", tally.histograms["masks"], lambda value: f"{value:,.0f}", ""),
         distribution(
-            "Area.", tally.histograms["area"], share, "Share of the picture in a mask, on a logarithmic axis."
+            "Masks an image.", tally.histograms["masks"], lambda value: f"{value:,.1f}".removesuffix(".0"), ""
+        ),
+        distribution(
+            "Area.",
+            tally.histograms["area"],
+            share,
+            "Share of the picture in a mask; axis and mean are logarithmic.",
         ),
         distribution(
             "Predicted IoU.",
