@@ -10,6 +10,7 @@ from PIL import Image
 
 from jobs.command import run_command
 from jobs.generate_masks import generate_masks
+from jobs.report import report
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig
 from pipeline.overlay import overlay
 
@@ -17,10 +18,10 @@ _PHOTOGRAPHS: Final = ("astronaut", "chelsea", "coffee", "rocket", "retina")
 
 
 def demo(*, folder: Path = Path("demo-output")) -> int:
-    """Find all masks in scikit-image's photographs with the weights that come along, and draw them.
+    """Find all masks in scikit-image's photographs with the weights that come along, and show them.
 
     Args:
-        folder: Receives photographs, masks and pictures of the masks.
+        folder: Receives photographs, masks, pictures of the masks, and a report of them.
     """
     photographs, overlays = folder / "photographs", folder / "overlays"
     for path in (photographs, overlays):
@@ -40,9 +41,11 @@ def demo(*, folder: Path = Path("demo-output")) -> int:
         rgb_HW3 = np.array(Image.open(path).convert("RGB"))
         Image.fromarray(overlay(rgb_HW3, row["masks"])).save(overlays / f"{path.stem}.jpg", quality=90)
         print(f"{path.name}: {len(row['masks'])} masks")
+    report(input=config.output, output=f"{folder}/report")
     print(
         f"The masks are in {folder}/dataset/masks/, a row a photograph; README.md shows how to read them.\n"
-        f"{folder}/overlays/ shows them. They are of the small weights that come along; for MobileSAM's own, run\n"
+        f"{folder}/report/index.html shows them in a browser, {folder}/overlays/ as pictures. They are of the\n"
+        "small weights that come along; for MobileSAM's own, run\n"
         f"  .venv/bin/python -m jobs.generate_masks --images {photographs} --output OUTPUT\n"
         "which fetches them."
     )

@@ -1,15 +1,12 @@
 """Check a dataset of masks or of embeddings against its manifest and against itself."""
 
 import logging
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
 from jobs.command import run_command
+from jobs.processes import mapping
 from pipeline import storage
 from pipeline.run import kind_of, read_document
 from pipeline.shard import shard_uri
@@ -48,7 +45,7 @@ def verify_masks(*, output: str, processes: int | None = None, remove_damaged: b
         if remove_damaged:
             storage.delete(f"{output}/{name}")
     faulty = 0
-    with _mapping(min(processes or os.cpu_count() or 1, shards)) as map_:
+    with mapping(min(processes or os.cpu_count() or 1, shards)) as map_:
         for shard, faults in enumerate(map_(check, range(shards))):
             faulty += bool(faults)
             for fault in faults[:_SHOWN_A_SHARD]:
@@ -60,16 +57,6 @@ def verify_masks(*, output: str, processes: int | None = None, remove_damaged: b
     images = document["manifest"]["images"]
     _log.info("%d images in %d shards: %d shards are not sound", images, shards, faulty)
     return 1 if faulty or others or manifest_fault else 0
-
-
-@contextmanager
-def _mapping(processes: int) -> Iterator[Callable[..., Iterable[list[str]]]]:
-    """`map` by so many processes; by this one where it is one."""
-    if processes <= 1:
-        yield map
-        return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool.map
 
 
 if __name__ == "__main__":

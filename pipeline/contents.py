@@ -4,7 +4,7 @@ Everything else of a shard is the same for both: `pipeline.shard`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +21,8 @@ from schemas.masks import MASKS_SCHEMA, Status
 
 Row = dict[str, Any]
 MASKS_ROWS_PER_GROUP: Final = 64
+FUNNEL: Final = "funnel"
+"""The key of an image's `pipeline.amg.funnel.Funnel`, which is summed into the footer and no column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class Content:
     encoding: dict[str, Any] = field(default_factory=dict)
     """Arguments of `pyarrow.parquet.ParquetWriter`."""
     of_image: Callable[[NDArray[np.uint8]], Row]
-    """The columns of one RGB image, H x W x 3; with `status` where that is not OK. Raises `ImageError`."""
+    """The columns of one RGB image, H x W x 3; with `status` where that is not OK, and for masks `FUNNEL`.
+    Raises `ImageError`."""
     of_failure: Row
     """The same columns of an image that failed."""
 
@@ -60,8 +63,8 @@ def masks_content(generator: MaskGenerator) -> Content:
     """All masks of an image."""
 
     def of_image(rgb_HW3: NDArray[np.uint8]) -> Row:
-        masks = generator.generate(rgb_HW3)
-        return {"masks": masks, "status": Status.OK if masks else Status.EMPTY}
+        masks, funnel = generator.generate_with_funnel(rgb_HW3)
+        return {"masks": masks, "status": Status.OK if masks else Status.EMPTY, FUNNEL: asdict(funnel)}
 
     return Content(
         schema=MASKS_SCHEMA, rows_per_group=MASKS_ROWS_PER_GROUP, of_image=of_image, of_failure={"masks": []}

@@ -311,6 +311,7 @@ def write_summary(
         "not_done": run.images - ok - empty - statuses.total(),
         "failures": dict(statuses.most_common()),
         "masks": sum(shard.masks for shard in summaries),
+        "funnel": funnel_of(summaries),
         "bytes": sum(shard.bytes for shard in summaries),
         "shards": run.shards,
         "missing_shards": missing[:_LISTED_SHARDS],
@@ -323,6 +324,16 @@ def write_summary(
     }
     storage.write_atomic(f"{run.config.output}/summary.json", _json(document))
     return document
+
+
+def funnel_of(summaries: Iterable[ShardSummary]) -> dict[str, int] | None:
+    """The shards' funnels as one; None where one of them was not counted."""
+    total: Counter[str] = Counter()
+    for shard in summaries:
+        if shard.funnel is None:
+            return None
+        total.update(shard.funnel)
+    return dict(total)
 
 
 def _begin(config: RunConfig, own: str, determinants: dict[str, Any], check: Callable[[Run], None]) -> Run:

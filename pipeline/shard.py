@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline import manifest, sources, storage
 from pipeline.config import Kind, RunConfig
-from pipeline.contents import MASKS_ROWS_PER_GROUP, Content, Row, rows_of
+from pipeline.contents import FUNNEL, MASKS_ROWS_PER_GROUP, Content, Row, rows_of
 from pipeline.errors import ImageError, StorageError
 from pipeline.manifest import ManifestRow
 from pipeline.model.memory import is_out_of_memory
@@ -52,6 +52,9 @@ class ShardSummary:
     bytes: int
     """Of the Parquet file; 0 in its own footer."""
     seconds: float
+    funnel: dict[str, int] | None = None
+    """`pipeline.amg.funnel.Funnel`, summed over the images that were processed; empty where the rows hold
+    embeddings, None of a file that was made before it was counted."""
 
     @property
     def failed(self) -> int:
@@ -140,12 +143,14 @@ def write_shard(
     """
     start = time.monotonic()
     statuses: Counter[str] = Counter()
+    funnel: Counter[str] = Counter()
     masks = 0
 
     def counted_rows() -> Iterator[Row]:
         nonlocal masks
         for row in rows:
             statuses[row["status"]] += 1
+            funnel.update(row.pop(FUNNEL, {}))
             masks += len(row.get("masks", ()))
             on_image(statuses.total(), masks, _failed(statuses))
             yield row
@@ -156,7 +161,7 @@ def write_shard(
             while group := list(itertools.islice(counted, rows_per_group)):
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
             seconds = round(time.monotonic() - start, 3)
-            summary = ShardSummary(shard, statuses.total(), masks, dict(statuses), 0, seconds)
+            summary = ShardSummary(shard, statuses.total(), masks, dict(statuses), 0, seconds, dict(funnel))
             footer = provenance | {"summary": asdict(summary)}
             writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(footer)})
         size = file.tell()

@@ -120,7 +120,7 @@ def _curation_faults(row: Row, *, flat: bool) -> Iterator[str]:
     found: tuple[float | None, int | None] = (None, None)
     if row["status"] in PROCESSED:
         pixels = row["height"] * row["width"]
-        covered = rle.area(rle.union([mask["segmentation"] for mask in masks])) if masks else 0
+        covered = rle.covered([mask["segmentation"] for mask in masks])
         found = (covered / pixels, pixels - covered)
         if flat and covered != sum(mask["area"] for mask in masks):
             yield ": masks of a partition overlap"

@@ -2,7 +2,7 @@
 
 from typing import Final, Literal, TypedDict
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 State = Literal["complete", "incomplete", "interrupted", "too_many_failures"]
 
@@ -27,6 +27,10 @@ class Summary(TypedDict):
     """Failed images by status."""
     masks: int
     """0 in a run of embeddings."""
+    funnel: dict[str, int] | None
+    """Masks by what became of them, `pipeline.amg.funnel.Funnel`; `masks` = `confident` - `unstable` - `cut` -
+    `duplicates`. None where a shard was made before it was counted; empty in a run of embeddings. Since version
+    3."""
     bytes: int
     """Of all shards."""
     shards: int

@@ -20,6 +20,7 @@ from running import make_dataset, write_jpegs
 
 from jobs.command import INTERRUPTED
 from jobs.evaluate_masks import evaluate_masks
+from jobs.report import report
 from jobs.seeded_checkpoint import seeded_checkpoint
 from jobs.verify_masks import verify_masks
 from pipeline import errors
@@ -41,6 +42,7 @@ OTHER_FLAGS = {"--constraint", "--head", "--address", "--working-dir", "--runtim
 VERIFY_FLAGS = {"--output", "--remove-damaged", "--processes"}
 SEEDED_FLAGS = {"--output", "--seed", "--image-size"}
 MEASURE_FLAGS = {"--input", "--truth", "--limit", "--output"}
+REPORT_FLAGS = {"--input", "--output", "--sample", "--outliers", "--seed", "--processes"}
 
 HEIGHT, WIDTH = 40, 60
 
@@ -147,15 +149,19 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_every_flag_in_the_readme_is_one() -> None:
     configs = (MasksConfig, EmbeddingsConfig, EvaluationConfig, CurationConfig, ExportConfig)
     settings = [found for config in configs for found in fields(config)]
-    ours = {flag for flag, _ in settings} | VERIFY_FLAGS | SEEDED_FLAGS | MEASURE_FLAGS | {"--help"}
+    ours = {flag for flag, _ in settings} | VERIFY_FLAGS | SEEDED_FLAGS | MEASURE_FLAGS | REPORT_FLAGS | {"--help"}
     assert flags_in(README) - ours == OTHER_FLAGS
     sentences = section("Checking a dataset")
     assert flags_in(sentences) == VERIFY_FLAGS
 
 
 def test_the_flags_named_here_are_the_commands_arguments() -> None:
-    commands = ((verify_masks, VERIFY_FLAGS), (seeded_checkpoint, SEEDED_FLAGS), (evaluate_masks, MEASURE_FLAGS))
-    for command, flags in commands:
+    for command, flags in (
+        (verify_masks, VERIFY_FLAGS),
+        (seeded_checkpoint, SEEDED_FLAGS),
+        (evaluate_masks, MEASURE_FLAGS),
+        (report, REPORT_FLAGS),
+    ):
         arguments = {"--" + name.replace("_", "-") for name in command.__annotations__} - {"--return"}
         assert arguments == flags
 

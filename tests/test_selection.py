@@ -68,7 +68,7 @@ def test_what_stays_is_what_plain_suppression_leaves(
     config = AmgConfig(stability_score_thresh=stability_score_thresh, box_nms_thresh=box_nms_thresh)
     crop = Crop(embedding, [0, 0, size[1], size[0]], of_image)
     found = found_in(embedding, points_N2)
-    expected, got = plainly(found, crop, config), select(found, crop, IMAGE_SIZE, config)
+    expected, got = plainly(found, crop, config), select(found, crop, IMAGE_SIZE, config).candidates
     assert 0 < len(expected) <= 300
     assert torch.equal(got.prompts_N, expected.prompts_N)
     assert torch.equal(got.logits_NSS, expected.logits_NSS)
@@ -92,7 +92,7 @@ def test_duplicates_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     discs = torch.stack([20.0 - torch.hypot(x - 25 - i / 100, y - 25.0) for i in range(100)])
     part = Found(discs, torch.linspace(1, 0.9, 100), torch.arange(100), bounds(discs, embedding, IMAGE_SIZE))
     crop = Crop(embedding, [0, 0, 256, 200], (200, 256))
-    got = select([part], crop, IMAGE_SIZE, AmgConfig(stability_score_thresh=0))
+    got = select([part], crop, IMAGE_SIZE, AmgConfig(stability_score_thresh=0)).candidates
     assert got.prompts_N.tolist() == [0]
     assert count == 32
 
@@ -106,7 +106,8 @@ def test_nothing_found_is_nothing_kept() -> None:
         part.prompts_N[:0],
         Bounds(*(boxes[:0] for boxes in part.bounds)),
     )
-    assert len(select([none], Crop(embedding, [0, 0, 256, 200], (200, 256)), IMAGE_SIZE, AmgConfig())) == 0
+    crop = Crop(embedding, [0, 0, 256, 200], (200, 256))
+    assert len(select([none], crop, IMAGE_SIZE, AmgConfig()).candidates) == 0
 
 
 @pytest.mark.parametrize("image_size", [64, 256])

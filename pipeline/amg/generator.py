@@ -5,7 +5,8 @@ IoU decides before a mask is made, duplicates are mostly dropped before they are
 mask is encoded.
 """
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from segment_anything.utils.amg import build_all_layer_point_grids, generate_cro
 from pipeline.amg import filters, rle
 from pipeline.amg.bounds import bounds
 from pipeline.amg.candidates import Found
+from pipeline.amg.funnel import Funnel
 from pipeline.amg.mask import Mask
 from pipeline.amg.regions import without_small_regions
 from pipeline.amg.resize import full_size_masks
@@ -22,6 +24,8 @@ from pipeline.amg.selection import Crop, select
 from pipeline.config import AmgConfig
 from pipeline.model.memory import is_out_of_memory
 from pipeline.model.sam import Embedding, PreparedImage, SamModel
+
+_MASKS_A_PROMPT: Final = 3
 
 
 class MaskGenerator:
@@ -64,28 +68,34 @@ class MaskGenerator:
             ValueError: not an H x W x 3 array of uint8.
             RuntimeError, MemoryError: memory ran out, of prompts for a single one: `is_out_of_memory`.
         """
+        return self.generate_with_funnel(rgb_HW3, embedding)[0]
+
+    def generate_with_funnel(
+        self, rgb_HW3: NDArray[np.uint8], embedding: Embedding | None = None
+    ) -> tuple[list[dict[str, Any]], Funnel]:
+        """What `generate` returns, and how many masks each filter dropped."""
         if rgb_HW3.dtype != np.uint8 or rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3:
             raise ValueError(f"an image is uint8 H x W x 3, not {rgb_HW3.dtype} {rgb_HW3.shape}")
         config = self.config
         crop_boxes, layers = generate_crop_boxes(
             rgb_HW3.shape[:2], config.crop_n_layers, config.crop_overlap_ratio
         )
-        masks = [
-            mask
+        crops = [
+            self._of_crop(rgb_HW3, crop_box, self._point_grids[layer], embedding if layer == 0 else None)
             for crop_box, layer in zip(crop_boxes, layers, strict=True)
             if crop_box[0] < crop_box[2] and crop_box[1] < crop_box[3]  # slivers have crops without pixels
-            for mask in self.masks_of_crop(
-                rgb_HW3, crop_box, self._point_grids[layer], embedding if layer == 0 else None
-            )
         ]
+        masks = [mask for masks_of_crop, _ in crops for mask in masks_of_crop]
+        distinct_in_crops = len(masks)
         if len(crop_boxes) > 1 and masks:
             boxes = torch.tensor([mask.box_xyxy for mask in masks])
-            crops = torch.tensor([mask.crop_box_xyxy for mask in masks])
-            masks = [masks[i] for i in filters.nms_across_crops(boxes, crops, config.crop_nms_thresh).tolist()]
+            frames = torch.tensor([mask.crop_box_xyxy for mask in masks])
+            masks = [masks[i] for i in filters.nms_across_crops(boxes, frames, config.crop_nms_thresh).tolist()]
         if config.min_mask_region_area > 0:
             box_iou = max(config.box_nms_thresh, config.crop_nms_thresh)
             masks = without_small_regions(masks, config.min_mask_region_area, box_iou)
-        return [mask.record(config.output_mode) for mask in masks]
+        funnel = sum((of_crop for _, of_crop in crops), Funnel(duplicates=distinct_in_crops - len(masks)))
+        return [mask.record(config.output_mode) for mask in masks], funnel
 
     def masks_of_crop(
         self,
@@ -102,6 +112,16 @@ class MaskGenerator:
             grid_N2: Prompts x, y in 0..1 of the crop.
             embedding: Of the crop, where the model has encoded it before.
         """
+        return self._of_crop(rgb_HW3, crop_box_xyxy, grid_N2, embedding)[0]
+
+    def _of_crop(
+        self,
+        rgb_HW3: NDArray[np.uint8],
+        crop_box_xyxy: list[int],
+        grid_N2: NDArray[np.float64],
+        embedding: Embedding | None,
+    ) -> tuple[list[Mask], Funnel]:
+        """What `masks_of_crop` returns, and its funnel."""
         image_size = rgb_HW3.shape[:2]
         left, top, right, bottom = crop_box_xyxy
         embedding = embedding or self.model.encode(rgb_HW3[top:bottom, left:right])
@@ -114,7 +134,9 @@ class MaskGenerator:
             for part in self._found(image, points_N2, slice(start, start + step))
         ]
         crop = Crop(embedding, crop_box_xyxy, image_size)
-        candidates = select(found, crop, self.model.image_size, self.config)
+        candidates, dropped = select(found, crop, self.model.image_size, self.config)
+        confident = sum(len(part.predicted_iou_N) for part in found)
+        funnel = replace(dropped, candidates=_MASKS_A_PROMPT * len(points_N2), confident=confident)
         rles = [
             encoded
             for masks in full_size_masks(
@@ -124,7 +146,7 @@ class MaskGenerator:
         ]
         boxes = candidates.boxes_N4_xyxy.cpu() + torch.tensor([left, top, left, top])
         points = points_N2[candidates.prompts_N.cpu().numpy()] + [left, top]
-        return [
+        masks = [
             Mask(*fields, crop_box_xyxy)
             for fields in zip(
                 rles,
@@ -135,6 +157,7 @@ class MaskGenerator:
                 strict=True,
             )
         ]
+        return masks, funnel
 
     def _found(self, image: PreparedImage, points_N2: NDArray[np.float64], prompts: slice) -> list[Found]:
         """The confident masks of some prompts; of half as many at a time if memory runs out."""

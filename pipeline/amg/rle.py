@@ -58,6 +58,11 @@ def union(rles: Sequence[Rle]) -> Rle:
     return _text(coco.merge(list(rles)))
 
 
+def covered(rles: Sequence[Rle]) -> int:
+    """Pixels in at least one of an image's masks, from their runs alone."""
+    return area(union(rles)) if rles else 0
+
+
 def decode_all(rles: list[Rle], size: tuple[int, int]) -> NDArray[np.bool_]:
     """The masks N x H x W of N RLEs of one image, whose height and width are `size`."""
     if not rles:

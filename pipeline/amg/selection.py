@@ -12,6 +12,7 @@ import torch
 from pipeline.amg import filters
 from pipeline.amg.bounds import Bounds, surely_overlap
 from pipeline.amg.candidates import Candidates, Found, concatenate
+from pipeline.amg.funnel import Funnel
 from pipeline.amg.measure import measure
 from pipeline.config import AmgConfig
 from pipeline.model.sam import Embedding
@@ -29,8 +30,17 @@ class Crop(NamedTuple):
     """Height and width."""
 
 
-def select(found: list[Found], crop: Crop, image_size: int, config: AmgConfig) -> Candidates:
-    """The masks that stay, best predicted IoU first; of equal ones the first found first.
+class Selected(NamedTuple):
+    """The masks of a crop that stay, and why the others went."""
+
+    candidates: Candidates
+    """Best predicted IoU first; of equal ones the first found first."""
+    dropped: Funnel
+    """`unstable`, `cut` and `duplicates`; the others are 0."""
+
+
+def select(found: list[Found], crop: Crop, image_size: int, config: AmgConfig) -> Selected:
+    """The masks that stay.
 
     Args:
         found: Confident masks of a crop, in parts; at least one part.
@@ -45,19 +55,23 @@ def select(found: list[Found], crop: Crop, image_size: int, config: AmgConfig) -
     bounds = Bounds(*(torch.cat(boxes) for boxes in zip(*(part.bounds for part in found), strict=True)))
     left_N = torch.sort(predicted_iou_N, descending=True, stable=True).indices
     kept: list[Candidates] = []
+    unstable = cut = 0
     while len(left_N) or not kept:
         few_n, left_N = left_N[:_AT_ONCE], left_N[_AT_ONCE:]
         few_logits = [logits[i] for i in few_n.tolist()]
         logits_nSS = torch.stack(few_logits) if few_logits else found[0].logits_NSS[:0]
         measured = measure(logits_nSS, crop.embedding, image_size, config.stability_score_offset)
         candidates = Candidates(logits_nSS, predicted_iou_N[few_n], prompts_N[few_n], *measured)
-        candidates = filters.stable(candidates, config.stability_score_thresh or 0)
-        candidates = filters.whole(candidates, crop.box_xyxy, crop.of_image)
-        candidates = _distinct(candidates, kept, config.box_nms_thresh)
+        stable = filters.stable(candidates, config.stability_score_thresh or 0)
+        whole = filters.whole(stable, crop.box_xyxy, crop.of_image)
+        unstable, cut = unstable + len(candidates) - len(stable), cut + len(stable) - len(whole)
+        candidates = _distinct(whole, kept, config.box_nms_thresh)
         kept.append(candidates)
         others = Bounds(*(boxes_N4[left_N] for boxes_N4 in bounds))
         left_N = left_N[~surely_overlap(candidates.boxes_N4_xyxy, others, config.box_nms_thresh)]
-    return concatenate(kept)
+    all_kept = concatenate(kept)
+    duplicates = len(predicted_iou_N) - unstable - cut - len(all_kept)
+    return Selected(all_kept, Funnel(unstable=unstable, cut=cut, duplicates=duplicates))
 
 
 def _distinct(candidates: Candidates, kept: list[Candidates], box_iou: float) -> Candidates:

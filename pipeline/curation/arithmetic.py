@@ -4,34 +4,15 @@ What it costs goes with the number of runs, about two a column that a mask cross
 """
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline.amg.rle import Rle, area
-
-_OFFSET: Final = 48  # COCO's RLE: five bits a character from this one on, the sixth says that more follow
-_MORE, _SIGN = 0x20, 0x10
+from pipeline.amg.rle import Rle, area, runs
 
 Counts = NDArray[np.int64]
 """Lengths of alternating runs down the columns, background first."""
-
-
-def counts_of(rle: Rle) -> Counts:
-    """Undo the compression of an RLE (`rleFrString` of COCO's maskApi.c)."""
-    bytes_n = np.frombuffer(rle["counts"].encode("ascii"), np.uint8).astype(np.int64) - _OFFSET
-    if not len(bytes_n):
-        return np.zeros(0, np.int64)
-    ends = np.flatnonzero((bytes_n & _MORE) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    place_n = np.arange(len(bytes_n)) - np.repeat(starts, ends - starts + 1)
-    numbers: Counts = np.add.reduceat((bytes_n & 0x1F) << 5 * place_n, starts)
-    numbers -= np.where(bytes_n[ends] & _SIGN, 1 << 5 * (ends - starts + 1), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])  # from the fourth on each is told by the one two before it
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
 
 
 def from_counts(counts: Counts, size: Sequence[int]) -> Rle:
@@ -48,7 +29,7 @@ def from_counts(counts: Counts, size: Sequence[int]) -> Rle:
 
 def complement(rle: Rle) -> Rle:
     """All pixels that are not in the mask."""
-    counts = counts_of(rle)
+    counts = runs(rle["counts"])
     return from_counts(counts[1:] if counts[0] == 0 else np.concatenate([[0], counts]), rle["size"])
 
 
@@ -87,8 +68,8 @@ def in_box(rle: Rle, bbox: Sequence[int]) -> NDArray[np.bool_]:
     """
     height = rle["size"][0]
     left, top, width, rows = bbox
-    ends = np.cumsum(counts_of(rle))
+    ends = np.cumsum(runs(rle["counts"]))
     ends = np.clip(ends - left * height, 0, (width + 1) * height)
-    runs = np.diff(ends, prepend=0)
-    columns_WH = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width + 1, height)
+    lengths = np.diff(ends, prepend=0)
+    columns_WH = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width + 1, height)
     return columns_WH.T[top : top + rows + 1]

@@ -40,7 +40,7 @@ def curate_row(row: Row, steps: StepsConfig) -> Row:
         return row | {"coverage": None, "uncovered_area": None}
     masks = curate_masks(row["masks"], (row["height"], row["width"]), steps)
     pixels = row["height"] * row["width"]
-    covered = rle.area(rle.union([mask["segmentation"] for mask in masks])) if masks else 0
+    covered = rle.covered([mask["segmentation"] for mask in masks])
     return row | {
         "masks": masks,
         "status": Status.OK if masks else Status.EMPTY,

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
-from pipeline.curation.arithmetic import counts_of
+from pipeline.amg.rle import runs
 from pipeline.curation.filters import Record
 
 
@@ -24,7 +24,7 @@ def labels_of(masks: list[Record], size: tuple[int, int], dtype: DTypeLike) -> N
     for label, mask in enumerate(masks, 1):
         if not mask["area"]:
             continue
-        counts = counts_of(mask["segmentation"])
+        counts = runs(mask["segmentation"]["counts"])
         starts.append(np.cumsum(counts)[: 2 * (len(counts) // 2) : 2])
         lengths.append(counts[1::2])
         labels.append(np.full(len(counts) // 2, label))
@@ -34,10 +34,10 @@ def labels_of(masks: list[Record], size: tuple[int, int], dtype: DTypeLike) -> N
     starts_n, lengths_n, labels_n = starts_n[order], lengths_n[order], labels_n[order]
     gaps_n = np.diff(np.concatenate([[0], starts_n])) - np.concatenate([[0], lengths_n])[: len(starts_n)]
     height, width = size
-    runs = np.concatenate([np.stack([gaps_n, lengths_n], 1).ravel(), [0]])
-    runs[-1] = height * width - runs.sum()
+    all_runs = np.concatenate([np.stack([gaps_n, lengths_n], 1).ravel(), [0]])
+    all_runs[-1] = height * width - all_runs.sum()
     values = np.concatenate([np.stack([np.zeros_like(labels_n), labels_n], 1).ravel(), [0]]).astype(dtype)
-    return np.repeat(values, runs).reshape(width, height).T
+    return np.repeat(values, all_runs).reshape(width, height).T
 
 
 def png_of(picture: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
