@@ -1,0 +1,74 @@
+"""A Ray cluster of two nodes on this machine, whose processes can be killed."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from ray.cluster_utils import Cluster
+from running import Process, processes_with
+
+_HEAD_CPUS: Final = 1
+_OTHER_CPUS: Final = 2
+CPUS: Final = _HEAD_CPUS + _OTHER_CPUS
+"""Of both nodes as Ray counts them, so the workers of one CPU that run at the same time."""
+
+
+class TwoNodes:
+    """A head, on which drivers run, and another node, which can be lost.
+
+    Args:
+        environment: Of the workers.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._common = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "env_vars": environment}
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": _HEAD_CPUS} | self._common)
+        self._other = self._add_other()
+
+    @property
+    def address(self) -> str:
+        """What `$RAY_ADDRESS` is to say."""
+        address: str = self._cluster.address
+        return address
+
+    def workers(self) -> list[Process]:
+        """Those that run, or load their model."""
+        raylets = {_raylet(node) for node in self._cluster.list_all_nodes()}
+        return [process for process in processes_with("ray::MapWorker") if process.parent in raylets]
+
+    def lose_other_node(self) -> None:
+        """Kill all processes of the second node, and put another in its place."""
+        its_own = [worker for worker in self.workers() if worker.parent == _raylet(self._other)]
+        self._cluster.remove_node(self._other, allow_graceful=False)
+        for worker in its_own:
+            kill(worker)
+        self._other = self._add_other()
+
+    def _add_other(self) -> Any:
+        return self._cluster.add_node(wait=False, num_cpus=_OTHER_CPUS, **self._common)
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+def kill(process: Process) -> None:
+    """Without a warning; it may have ended by itself."""
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def _raylet(node: Any) -> int:
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+@contextmanager
+def two_nodes(environment: dict[str, str]) -> Iterator[TwoNodes]:
+    """The cluster while the block lasts."""
+    cluster = TwoNodes(environment)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()

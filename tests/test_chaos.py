@@ -1,0 +1,37 @@
+"""A short disturbed run; `make chaos` makes long ones."""
+
+from pathlib import Path
+
+import pytest
+from chaos.events import Kind, draw_events
+from chaos.trial import Course, run_trial
+from s3server import S3Server
+
+
+def test_events_are_drawn_from_their_seed() -> None:
+    events = draw_events(1, 30, 300)
+    assert events == draw_events(1, 30, 300) != draw_events(2, 30, 300)
+    assert len(events) == 30
+    assert {event.kind for event in events} == set(Kind)
+    moments = [event.after for event in events]
+    assert moments == sorted(set(moments))
+    assert 0 < moments[0] and moments[-1] < 300
+    assert all((event.fault is None) == (event.kind is not Kind.STORE) for event in events)
+
+
+@pytest.mark.alone
+def test_cases_34_35_36_a_run_that_is_disturbed_ends_as_one_that_is_not(
+    tmp_path: Path, tiny_checkpoint: Path, s3_server: S3Server, bucket: str
+) -> None:
+    course = Course(
+        server=s3_server,
+        bucket=bucket,
+        checkpoint=tiny_checkpoint,
+        folder=tmp_path,
+        images=48,
+        images_per_shard=4,
+    )
+    course.prepare()
+    tally = run_trial(course, 1, draw_events(1, 4, course.images))
+    assert set(tally.kinds) == set(Kind)
+    assert tally.resumes >= 1
