@@ -1,4 +1,4 @@
-"""A TCP proxy before a real S3 server: a slow line that spoils answers when it is told to, and notes what passed."""
+"""A TCP proxy before a real S3 server: it spoils answers when it is told to, and notes what was asked for."""
 
 import re
 import socket

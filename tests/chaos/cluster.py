@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+# On the loopback interface only, the drivers too, which inherit it. Ray reads this when it is imported.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 from ray.cluster_utils import Cluster
 from running import Process, processes_with
 
-_HEAD_CPUS: Final = 1
-_OTHER_CPUS: Final = 2
-CPUS: Final = _HEAD_CPUS + _OTHER_CPUS
-"""Of both nodes as Ray counts them, so the workers of one CPU that run at the same time."""
+CPUS: Final = 2
+"""One on each node, as Ray counts them: so many workers of one CPU run at the same time."""
 
 
 class TwoNodes:
@@ -23,8 +25,13 @@ class TwoNodes:
     """
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._common = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "env_vars": environment}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": _HEAD_CPUS} | self._common)
+        self._common = {
+            "num_cpus": CPUS // 2,
+            "node_ip_address": "127.0.0.1",
+            "include_dashboard": False,
+            "env_vars": environment,
+        }
+        self._cluster = Cluster(initialize_head=True, head_node_args=self._common)
         self._other = self._add_other()
 
     @property
@@ -47,7 +54,7 @@ class TwoNodes:
         self._other = self._add_other()
 
     def _add_other(self) -> Any:
-        return self._cluster.add_node(wait=False, num_cpus=_OTHER_CPUS, **self._common)
+        return self._cluster.add_node(wait=False, **self._common)
 
     def shutdown(self) -> None:
         self._cluster.shutdown()

@@ -18,8 +18,8 @@ HEADER: Final = """\
 class Tally:
     """The events, what became of the driver, and the moments at which images were read.
 
-    An image is computed soon after it is read, so those read again are at least those computed again: a worker that
-    dies has read ahead.
+    Every image that is computed was read before, and a worker that dies has read ahead. So at most those that
+    were read again were computed again.
     """
 
     seed: int

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from chaos.cluster import CPUS, TwoNodes, kill, two_nodes
-from chaos.dataset import contents, make_undisturbed, put_images
-from chaos.events import Event, Kind
-from chaos.tally import Tally
 from faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from running import call, command
 from runs_of_masks import job
 from s3server import S3Server
 
+from chaos.cluster import CPUS, TwoNodes, kill, two_nodes
+from chaos.dataset import contents, make_undisturbed, put_images
+from chaos.events import Event, Kind
+from chaos.tally import Tally
+
 _LATENCY_S: Final = 0.2  # of every request: it keeps a run of tiny pictures going for as long as its events need
-_PATIENCE_S: Final = 300.0
+_PATIENCE_S: Final = 600.0
 _LOG_SHOWN: Final = 4000
 
 
@@ -134,7 +135,7 @@ class _Trial:
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start the driver, each time with another number of workers."""
-        workers = 1 + self.starts % CPUS
+        workers = CPUS - self.starts % CPUS
         self.starts += 1
         flags = ["--images-per-shard", str(self._course.images_per_shard), "--num-workers", str(workers)]
         flags += ["--cpus-per-worker", "1", "--read-ahead", "1", "--retry-failed"]
@@ -142,8 +143,7 @@ class _Trial:
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 command(*job(self._course.checkpoint, self._course.input, self._output, *flags)),
-                env=os.environ
-                | {"RAY_ADDRESS": self._cluster.address, "AWS_ENDPOINT_URL": self._proxy.endpoint},
+                env=os.environ | {"RAY_ADDRESS": self._cluster.address, "AWS_ENDPOINT_URL": self._proxy.endpoint},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
