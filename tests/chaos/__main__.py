@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+", default=[1], help="one trial each")
     parser.add_argument("--events", type=int, default=30)
     parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--images-per-shard", type=int, default=4)
+    parser.add_argument("--images-per-shard", type=int, default=5)
     parser.add_argument("--logs", type=Path, help="a folder that keeps the drivers' logs")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:

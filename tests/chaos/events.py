@@ -32,12 +32,12 @@ class Event:
 
 
 def draw_events(seed: int, count: int, images: int) -> list[Event]:
-    """Events of a run of so many images, in order; of four or more, every kind is among them."""
+    """Events for the first three quarters of a run of so many images, in order; of four or more, every kind."""
     draw = random.Random(seed)
     kinds = [*Kind, *draw.choices(list(Kind), k=max(0, count - len(Kind)))][:count]
     draw.shuffle(kinds)
     faults = itertools.cycle(draw.sample(list(Fault), len(Fault)))
-    moments = sorted(draw.sample(range(1, images), count))
+    moments = sorted(draw.sample(range(1, images * 3 // 4), count))
     return [
         Event(after, kind, next(faults), draw.randint(2, 10)) if kind is Kind.STORE else Event(after, kind)
         for after, kind in zip(moments, kinds, strict=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from running import call, command
@@ -22,9 +22,11 @@ from chaos.dataset import contents, make_undisturbed, put_images
 from chaos.events import Event, Kind
 from chaos.tally import Tally
 
-_LATENCY_S: Final = 0.2  # of every request: it keeps a run of tiny pictures going for as long as its events need
+_LATENCY_S: Final = 0.4  # of every request: it keeps a run of tiny pictures going for as long as its events need
 _PATIENCE_S: Final = 600.0
 _LOG_SHOWN: Final = 4000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +67,10 @@ def run_trial(course: Course, seed: int, events: list[Event]) -> Tally:
     ):
         trial = _Trial(course, output, seed, proxy, cluster)
         begin = time.monotonic()
-        trial.run(events)
+        came = trial.run(events)
         tally = Tally(
             seed=seed,
-            kinds=Counter(event.kind for event in events),
+            kinds=Counter(event.kind for event in came),
             resumes=trial.starts - 1,
             images=course.images,
             images_per_shard=course.images_per_shard,
@@ -99,16 +101,19 @@ class _Trial:
         self._log = course.folder / f"seed-{seed}.log"
         self._driver = self._start()
 
-    def run(self, events: list[Event]) -> None:
-        """Let every event come, and then the run end."""
+    def run(self, events: list[Event]) -> list[Event]:
+        """Let events come, and then the run end; return those that came before its end."""
+        came = []
         try:
             for event in events:
                 self._wait(lambda event=event: len(self.reads()) >= event.after)
-                self._disturb(event)
+                if self._disturb(event):
+                    came.append(event)
             self._wait(self._is_complete)
         finally:
             self._driver.kill()
             self._driver.wait()
+        return came
 
     def reads(self) -> list[float]:
         """When images were sent whole."""
@@ -119,12 +124,16 @@ class _Trial:
             if one.request.startswith(path) and one.fault in {None, Fault.DELAY}
         ]
 
-    def _disturb(self, event: Event) -> None:
+    def _disturb(self, event: Event) -> bool:
+        """Do what the event says; whether there was still something to disturb."""
+        self._wait(lambda: self._cluster.workers() or self._is_complete())
+        workers = self._cluster.workers()
+        if not workers:
+            return False
         self._note(str(event))
         match event.kind:
             case Kind.WORKER:
-                self._wait(lambda: bool(self._cluster.workers()))
-                kill(self._draw.choice(self._cluster.workers()))
+                kill(self._draw.choice(workers))
             case Kind.NODE:
                 self._cluster.lose_other_node()
             case Kind.DRIVER:
@@ -132,6 +141,7 @@ class _Trial:
             case Kind.STORE:
                 assert event.fault
                 self._proxy.spoil(event.fault, event.requests)
+        return True
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start the driver, each time with another number of workers."""
@@ -148,15 +158,16 @@ class _Trial:
                 stderr=subprocess.STDOUT,
             )
 
-    def _wait(self, until: Callable[[], bool]) -> None:
-        """Wait, and start the driver anew when it has ended."""
+    def _wait(self, until: Callable[[], T]) -> T:
+        """Wait for something true, and start the driver anew when it has ended."""
         deadline = time.monotonic() + _PATIENCE_S
-        while not until():
+        while not (result := until()):
             if self._driver.poll() is not None:
                 self._note(f"the driver has ended with {self._driver.returncode}")
                 self._driver = self._start()
             assert time.monotonic() < deadline, self._log.read_text(errors="replace")[-_LOG_SHOWN:]
-            time.sleep(0.05)
+            time.sleep(0.1)
+        return result
 
     def _is_complete(self) -> bool:
         """Whether a driver has come to the end, and no image has failed, which ends a run with exit code 0 too."""
