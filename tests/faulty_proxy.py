@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 DELAY_S: Final = 3.0
 _CHUNK: Final = 2**16
 _RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)  # of SO_LINGER
-_OF_A_LINE: Final = re.compile(rb"\r\n(?:connection|expect):[^\r]*", re.IGNORECASE)  # headers, never signed
+_NOT_PASSED_ON: Final = re.compile(rb"\r\n(?:connection|expect):[^\r]*", re.IGNORECASE)  # and never signed
 
 
 class Fault(StrEnum):
@@ -101,7 +101,9 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         with suppress(OSError):  # either side has hung up
-            head = b"".join(iter(self.rfile.readline, b"\r\n"))[:-2]
+            head = self._head()
+            if not head:
+                return
             request = self._whole(head)
             fault = self.server.take(" ".join(head.decode("latin-1").split(" ", 2)[:2]))
             if fault is Fault.RESET:
@@ -111,13 +113,22 @@ class _Connection(socketserver.StreamRequestHandler):
             answer = _ERRORS.get(fault) or self.server.ask(request)
             self.wfile.write(answer[: len(answer) // 2] if fault is Fault.TRUNCATE else answer)
 
+    def _head(self) -> bytes:
+        """The request's line and headers; empty where the client has left."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            if not (line := self.rfile.readline()):
+                return b""
+            head += line
+        return head[:-4]
+
     def _whole(self, head: bytes) -> bytes:
         """The request with its body, for a connection that ends with the answer."""
         if re.search(rb"(?i)\r\nexpect: *100-continue", head):
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
         body = self.rfile.read(int(length[1])) if length else b""
-        return _OF_A_LINE.sub(b"", head) + b"\r\nConnection: close\r\n\r\n" + body
+        return _NOT_PASSED_ON.sub(b"", head) + b"\r\nConnection: close\r\n\r\n" + body
 
 
 @contextmanager

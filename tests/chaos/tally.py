@@ -7,8 +7,6 @@ from typing import Final
 
 from chaos.events import Kind
 
-_STILL_S: Final = 2.0
-
 HEADER: Final = """\
 | seed | events | worker | node | driver | store | resumes | images | read again | limit | seconds | lost |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
@@ -41,9 +39,9 @@ class Tally:
 
     @property
     def lost_s(self) -> float:
-        """Seconds of those pauses between two images that are longer than any without an event."""
+        """Seconds in pauses of more than two between one image and the next, which else come several a second."""
         pauses = (later - earlier for earlier, later in itertools.pairwise(self.reads))
-        return sum(pause for pause in pauses if pause > _STILL_S)
+        return sum(pause for pause in pauses if pause > 2)
 
     def row(self) -> str:
         """A line of the table under `HEADER`."""

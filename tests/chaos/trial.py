@@ -1,6 +1,5 @@
 """A run through its events: the driver started anew whenever it has ended, until the dataset is complete."""
 
-import hashlib
 import json
 import os
 import random
@@ -138,6 +137,7 @@ class _Trial:
                 self._cluster.lose_other_node()
             case Kind.DRIVER:
                 self._driver.kill()
+                self._driver.wait()
             case Kind.STORE:
                 assert event.fault
                 self._proxy.spoil(event.fault, event.requests)
@@ -159,15 +159,16 @@ class _Trial:
             )
 
     def _wait(self, until: Callable[[], T]) -> T:
-        """Wait for something true, and start the driver anew when it has ended."""
+        """Wait for something true, with a driver that is started anew whenever it has ended before the run."""
         deadline = time.monotonic() + _PATIENCE_S
-        while not (result := until()):
-            if self._driver.poll() is not None:
+        while True:
+            if self._driver.poll() is not None and not self._is_complete():
                 self._note(f"the driver has ended with {self._driver.returncode}")
                 self._driver = self._start()
+            if result := until():
+                return result
             assert time.monotonic() < deadline, self._log.read_text(errors="replace")[-_LOG_SHOWN:]
             time.sleep(0.1)
-        return result
 
     def _is_complete(self) -> bool:
         """Whether a driver has come to the end, and no image has failed, which ends a run with exit code 0 too."""
@@ -179,8 +180,3 @@ class _Trial:
     def _note(self, text: str) -> None:
         with self._log.open("a") as log:
             print(f"--- {len(self.reads())} images read: {text}", file=log)
-
-
-def content_hash(course: Course, output: str) -> str:
-    """SHA-256 of all rows."""
-    return hashlib.sha256("\n".join(contents(course.server, output)).encode()).hexdigest()
