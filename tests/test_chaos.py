@@ -1,12 +1,15 @@
 """A short disturbed run; `make chaos` makes long ones."""
 
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chaos.dataset import make_undisturbed
 from chaos.events import Kind, draw_events
 from chaos.tally import Tally
-from chaos.trial import Course, run_trial
+from chaos.trial import Course, check, run_trial
 from s3server import S3Server
 
 
@@ -34,11 +37,9 @@ def test_a_tally_counts_what_the_store_saw() -> None:
     assert tally.row() == "| 7 | 3 | 2 | 0 | 0 | 1 | 4 | 5 | 2 | 30 | 61 | 40 |"
 
 
-@pytest.mark.alone
-def test_cases_34_35_36_a_run_that_is_disturbed_ends_as_one_that_is_not(
-    tmp_path: Path, tiny_checkpoint: Path, s3_server: S3Server, bucket: str
-) -> None:
-    course = Course(
+@pytest.fixture
+def course(tmp_path: Path, tiny_checkpoint: Path, s3_server: S3Server, bucket: str) -> Course:
+    return Course(
         server=s3_server,
         bucket=bucket,
         checkpoint=tiny_checkpoint,
@@ -46,6 +47,23 @@ def test_cases_34_35_36_a_run_that_is_disturbed_ends_as_one_that_is_not(
         images=32,
         images_per_shard=4,
     )
+
+
+def test_other_masks_and_missing_shards_are_told(course: Course, teacher: Path) -> None:
+    course = replace(course, images=6)
+    course.prepare()
+    check(course, course.undisturbed)
+    other = f"{course.bucket}/other"
+    make_undisturbed(course.input, other, teacher, course.images_per_shard)
+    with pytest.raises(AssertionError, match=re.escape("other rows than undisturbed: [0, 1, 2, 3, 4, 5]")):
+        check(course, other)
+    course.server.client().rm_file(f"{course.undisturbed}/masks/part-00001.parquet")
+    with pytest.raises(AssertionError, match="part-00001"):
+        check(course, course.undisturbed)
+
+
+@pytest.mark.alone
+def test_cases_34_35_36_a_run_that_is_disturbed_ends_as_one_that_is_not(course: Course) -> None:
     course.prepare()
     tally = run_trial(course, 5, draw_events(5, 4, course.images))
     assert set(tally.kinds) == set(Kind)

@@ -29,6 +29,7 @@ class TwoNodes:
             "num_cpus": CPUS // 2,
             "node_ip_address": "127.0.0.1",
             "include_dashboard": False,
+            "dashboard_port": None,  # the first that is free: it is looked for all the same
             "env_vars": {"RAY_worker_niceness": "0"} | environment,  # 15 would wait for all else on a busy machine
         }
         self._cluster = Cluster(initialize_head=True, head_node_args=self._common)

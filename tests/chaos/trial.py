@@ -76,12 +76,17 @@ def run_trial(course: Course, seed: int, events: list[Event]) -> Tally:
             seconds=time.monotonic() - begin,
             reads=trial.reads(),
         )
-    _check(course, output)
+    check(course, output)
     assert tally.read_again < tally.limit, f"{tally.read_again} images were read again"
     return tally
 
 
-def _check(course: Course, output: str) -> None:
+def check(course: Course, output: str) -> None:
+    """Compare a dataset with the undisturbed one.
+
+    Raises:
+        AssertionError: it is not sound, or a row or a mask is another.
+    """
     verified = call("jobs.verify_masks", "--output", output, "--processes", "1")
     assert verified.returncode == 0, verified.stdout + verified.stderr
     expected, found = contents(course.server, course.undisturbed), contents(course.server, output)
