@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The reference makes gigabytes of masks an image: memory that is given back costs a fifth of the tests' time.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: demo test test-without-ray test-with-ray check fuzz install clean
+.PHONY: demo test test-without-ray test-with-ray chaos check fuzz install clean
 
 demo: install
 	$(BIN)/python -m jobs.demo
@@ -23,6 +23,9 @@ test-with-ray:
 
 fuzz: install
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS)
+
+chaos: install
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m chaos --seed 1 2 3
 
 check: install
 	$(BIN)/ruff check .

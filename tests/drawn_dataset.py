@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import cast
 
 from drawn_masks import IMAGE_SIZE, DrawnModel
+from running import decode_here
 
 from pipeline import run as runs
 from pipeline.amg import MaskGenerator
@@ -25,6 +26,9 @@ def drawn_dataset(images: Path, output: Path, *, images_per_shard: int = 8) -> R
     )
     run = runs.open_run(config, LoadedWeights("of no file", IMAGE_SIZE, "drawn", THRESHOLDS))
     content = masks_content(MaskGenerator(cast(SamModel, DrawnModel()), **config.amg.model_dump()))
-    made = {shard: make_shard(shard, config, content, run.provenance) for shard in range(run.shards)}
+    made = {
+        shard: make_shard(shard, config, content, decode_here(config), run.provenance)
+        for shard in range(run.shards)
+    }
     runs.write_summary(run, "complete", made, 1.0)
     return run

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 import skimage.data
+from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.command import run_command
@@ -113,7 +115,7 @@ def ray_workers(driver: int, title: str) -> list[Process]:
 
 def jpeg(index: int, size: tuple[int, int] = (96, 128)) -> bytes:
     """A piece of a photograph, another one for every index up to about 400."""
-    photograph = (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.rocket())[index % 3]
+    photograph = _photograph(index % 3)
     height, width = size
     rows = photograph.shape[0] - height
     columns = photograph.shape[1] - width
@@ -121,6 +123,12 @@ def jpeg(index: int, size: tuple[int, int] = (96, 128)) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(photograph[top : top + height, left : left + width]).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
+
+
+@cache
+def _photograph(index: int) -> NDArray[np.uint8]:
+    photograph: NDArray[np.uint8] = (skimage.data.astronaut, skimage.data.coffee, skimage.data.rocket)[index]()
+    return photograph
 
 
 def write_jpegs(folder: Path, count: int) -> Path:
