@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from cyclopts import App
@@ -9,7 +10,6 @@ from running import write_jpegs
 
 from jobs import dataset
 from jobs.generate_masks import generate_masks
-from pipeline import engine
 from pipeline import run as runs
 from pipeline.config import LoadedWeights, MasksConfig
 from pipeline.engine import make_shards
@@ -44,17 +44,15 @@ def run(tmp_path: Path) -> Run:
 def test_a_summary_that_cannot_be_written_hides_no_error(
     run: Run,
     error: BaseException,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    def connected() -> None:
+    def within() -> NoReturn:
         raise error
 
-    monkeypatch.setattr(engine, "connected", connected)
     (tmp_path / "out" / "summary.json").mkdir()
     with caplog.at_level(logging.ERROR), pytest.raises(type(error)) as raised:
-        dataset.finish(run, make_shards)
+        dataset.finish(run, make_shards, within)
     assert raised.value is error
     assert "summary.json is not written" in caplog.text
 

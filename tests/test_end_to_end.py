@@ -134,7 +134,7 @@ def test_the_masks_are_those_of_the_original_package(tmp_path: Path) -> None:
 def test_more_cpus_than_there_are_end_it_before_any_worker(tmp_path: Path, tiny_checkpoint: Path) -> None:
     output = tmp_path / "out"
     folder = write_jpegs(tmp_path / "in", 1)
-    refused = call(*job(tiny_checkpoint, folder, output, "--cpus-per-worker", "1000"))
+    refused = run(*job(tiny_checkpoint, folder, output, "--cpus-per-worker", "1000"))
     assert refused.returncode == 2, refused.stderr
     assert "--cpus-per-worker" in refused.stderr
     assert not (output / "masks").exists()

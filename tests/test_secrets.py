@@ -17,6 +17,7 @@ from running import call, decode_here, write_jpegs
 from jobs import dataset
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig
 from pipeline.contents import content_of
+from pipeline.engine import make_shards
 from pipeline.model import load_model
 from pipeline.shard import make_shard
 from pipeline.storage import s3
@@ -70,7 +71,7 @@ def test_no_secret_in_logs_errors_and_documents(
         run = dataset.begin(config)
         content = content_of(run.config, load_model(str(tiny_checkpoint)))
         make_shard(0, run.config, content, decode_here(run.config), run.provenance)
-        dataset.finish(run)
+        dataset.finish(run, make_shards)
     checked = call("jobs.verify_masks", "--output", tmp_path / "out")
     assert checked.returncode == 0, checked.stderr
     files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
