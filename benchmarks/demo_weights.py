@@ -2,9 +2,9 @@
 
     python benchmarks/demo_weights.py --bsds BSDS500 --output FOLDER [--device cuda] [--minutes N] [--limit N]
 
-Leaves in FOLDER: `trained-1.safetensors`; on a CPU `trained-2.safetensors` and `trained-3.safetensors`, each of
-which goes on from the one before with another seed; `demo.safetensors` with thresholds and in float16; `demo.md`
-with what they reach. Started again after a
+Leaves in FOLDER: `trained-1.safetensors`; on a CPU also those numbered 2 to 4, each of which goes on from the one
+before with another seed, and `averaged.safetensors`, the mean of the last two ("Model soups", Wortsman et al.
+2022); `demo.safetensors` with thresholds and in float16; `demo.md` with what they reach. Started again after a
 kill, it goes on from the last checkpoint. Needs no Ray.
 """
 
@@ -18,6 +18,11 @@ from typing import Final
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pipeline.model import load_model
+from pipeline.model.weights import checkpoint_bytes
+
 ROOT: Final = Path(__file__).parents[1]
 EVERY_ROUND: Final = [
     *("--scenes", "1", "--box-share", "0.05", "--grouping", "1"),
@@ -26,8 +31,24 @@ EVERY_ROUND: Final = [
 # A step of the last stage costs several times one of the first.
 ON_CPU: Final = ["--stages", "224:16:0.85", "--stages", "512:4:1", "--warmup-steps", "40"]
 LARGER_ON_CPU: Final = [
-    *("--stages", "224:16:0.5", "--stages", "320:8:0.8", "--stages", "512:4:1"),
-    *("--warmup-steps", "40"),
+    "--stages",
+    "224:16:0.5",
+    "--stages",
+    "320:8:0.8",
+    "--stages",
+    "512:4:1",
+    "--warmup-steps",
+    "40",
+]
+LARGEST_ON_CPU: Final = [
+    "--stages",
+    "224:16:0.3",
+    "--stages",
+    "320:8:0.6",
+    "--stages",
+    "512:4:1",
+    "--warmup-steps",
+    "40",
 ]
 ON_GPU: Final = [
     *("--stages", "224:64:0.75", "--stages", "512:32:1", "--warmup-steps", "100"),
@@ -39,6 +60,7 @@ ROUNDS: Final = {
         [*ON_CPU, "--seed", "0", "--learning-rate", "2e-3", "--grouping-steps", "1000"],
         [*ON_CPU, "--seed", "2", "--learning-rate", "1.5e-3"],
         [*LARGER_ON_CPU, "--seed", "3", "--learning-rate", "1.5e-3"],
+        [*LARGEST_ON_CPU, "--seed", "4", "--learning-rate", "1.5e-3"],
     ],
     "cuda": [[*ON_GPU, "--seed", "0", "--learning-rate", "2e-3", "--grouping-steps", "1500"]],
 }
@@ -59,6 +81,11 @@ def main() -> None:
             flags = ["--bsds", options.bsds, "--minutes", minutes, "--device", device, *EVERY_ROUND, *recipe]
             begun = ["--checkpoint", before] if before else []
             _run("train_model", *flags, *begun, "--output", trained)
+    if device == "cpu":
+        last_two = [options.output / f"trained-{len(ROUNDS[device]) - i}.safetensors" for i in (1, 0)]
+        trained = options.output / "averaged.safetensors"
+        if not trained.exists():
+            _average(*last_two, trained)
     if not demo.exists():
         chosen = ["--checkpoint", trained, "--output", demo, "--dtype", "float16"]
         _run("tune_thresholds", *chosen, "--bsds", options.bsds, "--limit", 16, "--points-per-side", 16)
@@ -76,6 +103,15 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.bsds, options.output = options.bsds.resolve(), options.output.resolve()
     return options
+
+
+def _average(first: Path, second: Path, output: Path) -> None:
+    model, other = (load_model(str(path), "cpu") for path in (first, second))
+    others = other.state_dict()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(others[name], 0.5)
+    output.write_bytes(checkpoint_bytes(model, {"image_size": model.image_size}))
 
 
 def _run(job: str, *arguments: object) -> None:
