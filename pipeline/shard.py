@@ -29,7 +29,6 @@ from schemas.masks import PROCESSED, Status
 
 FOOTER_KEY: Final = b"everymask"
 _DECODED_AHEAD: Final = 2
-_NO_ENCODING: Final[Mapping[str, Any]] = {}
 _IN_MEMORY_BYTES: Final = 2**26  # of a shard's file; beyond, it grows in a temporary file
 
 _Item = TypeVar("_Item")
