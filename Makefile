@@ -17,9 +17,9 @@ test: check
 test-without-ray:
 	OMP_NUM_THREADS=1 $(KEEP_MEMORY) nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not alone"
 
-# Ray waits more than it works, but not for long: its processes come first.
+# Ray waits more than it works, but not for long: its processes come first, and their threads wait without spinning.
 test-with-ray:
-	RAY_worker_niceness=0 $(BIN)/python -m pytest -m alone
+	RAY_worker_niceness=0 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m alone
 
 fuzz: install
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS)

@@ -63,7 +63,7 @@ def test_other_masks_and_missing_shards_are_told(course: Course, teacher: Path) 
 
 
 @pytest.mark.alone
-def test_case_36_a_lost_node_worker_driver_and_store_cost_nothing(course: Course) -> None:
+def test_case_34_36_killed_workers_drivers_and_nodes_cost_nothing(course: Course) -> None:
     course.prepare()
     tally = run_trial(course, 5, draw_events(5, 4, course.images))
     assert set(tally.kinds) == set(Kind)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 from poisoned import poisoned, write_plugin
-from running import TIMEOUT_S, call, command, jpeg, processes_with, ray_workers, rows, run, write_jpegs
-from runs_of_masks import job, made_without_ray, summary_of, wait_for_shards
+from running import call, command, jpeg, processes_with, rows, run, write_jpegs
+from runs_of_masks import job, summary_of, wait_for_shards
 from seeded import PHOTOGRAPHS, ReferenceGenerator, assert_parity, lively_state_dict, reference_with
 
 import pipeline
@@ -188,26 +188,6 @@ def test_case_45_interrupt_keeps_finished_shards(tmp_path: Path, tiny_checkpoint
     assert sessions
     for session in sessions:
         assert processes_with(session) == []
-
-
-def test_case_34_a_killed_worker_costs_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    folder = write_jpegs(tmp_path / "in", 60)
-    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
-    process = subprocess.Popen(
-        command(*job(tiny_checkpoint, folder, disturbed, "--images-per-shard", "5")),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for_shards(disturbed, 2, process)
-    workers = ray_workers(process.pid, "ray::MapWorker")
-    assert workers
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, stderr
-    made_without_ray(tiny_checkpoint, folder, undisturbed, images_per_shard=7)
-    assert rows(disturbed) == rows(undisturbed)
-    assert summary_of(disturbed)["ok"] == 60
 
 
 def test_case_39_what_takes_its_decoder_down_is_a_row_and_its_worker_lives(

@@ -37,6 +37,7 @@ from pipeline.contents import content_of, weights_of
 from pipeline.decoding import Decoders
 from pipeline.model import load_model
 from pipeline.shard import make_shard
+from schemas.masks import MASKS_SCHEMA
 
 folder, (side, worker, decoder) = sys.argv[1], map(int, sys.argv[2:])
 picture = Image.new("RGB", (side, side))
@@ -83,11 +84,12 @@ from PIL import Image
 
 from pipeline import run as runs
 from pipeline.config import MasksConfig
-from pipeline.contents import Content, schema_of
+from pipeline.contents import Content
 from pipeline.config import LoadedWeights
 from pipeline.decoding import Decoders
 from pipeline.model.sam import THRESHOLDS
 from pipeline.shard import make_shard
+from schemas.masks import MASKS_SCHEMA
 
 folder, count = sys.argv[1], int(sys.argv[2])
 for index in range(count):
@@ -99,7 +101,7 @@ run = runs.open_run(
     LoadedWeights("0" * 64, 64, "mobile_sam", THRESHOLDS),
 )
 content = Content(
-    schema=schema_of("masks", 64), rows_per_group=64, of_failure={"masks": []},
+    schema=MASKS_SCHEMA, rows_per_group=64, of_failure={"masks": []},
     of_image=lambda rgb_HW3: {"masks": [], "status": "empty"},
 )
 

