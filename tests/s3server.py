@@ -88,6 +88,7 @@ def run_s3_server(folder: Path) -> Iterator[S3Server]:
                 f"-s3.port={s3}",
                 f"-master.port={master}",
                 f"-volume.port={volume}",
+                "-volume.max=10000",  # every bucket takes some, however small; by default the free disk's worth
                 f"-filer.port={filer}",
                 f"-admin.port={admin}",
                 "-s3.autoCreateBucket=false",
