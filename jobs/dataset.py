@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Final, TypeVar
 
-from pipeline import engine, estimate, sources
+from pipeline import engine, estimate, reconcile, sources
 from pipeline import run as runs
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
@@ -82,7 +82,7 @@ def finish(
         IncompleteRun: shards are still missing.
         TooManyFailures: as `max_failure_rate` says.
     """
-    to_do = runs.shards_to_do(run)
+    to_do = reconcile.shards_to_do(run)
     _log.info(
         "%d images in %d shards, %d to do; writing to %s",
         run.images,
@@ -135,7 +135,7 @@ def _make_and_reconcile(
         if summary := _summary_after(error, run, made, time.monotonic() - start):
             _log.info("%s", _in_words(run, summary))
         raise
-    summary = runs.write_summary(run, "complete", made, time.monotonic() - start)
+    summary = reconcile.write_summary(run, "complete", made, time.monotonic() - start)
     _log.info("%s", _in_words(run, summary))
     return summary
 
@@ -160,7 +160,7 @@ def _summary_after(
         KeyboardInterrupt: "interrupted",
     }
     try:
-        return runs.write_summary(run, states.get(type(error), "incomplete"), made, seconds)
+        return reconcile.write_summary(run, states.get(type(error), "incomplete"), made, seconds)
     except StorageError as failure:
         _log.error("summary.json is not written: %s", failure)
         return None

@@ -1,9 +1,7 @@
 """SA-1B, or what is laid out as it, as a masks dataset of this project."""
 
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from typing import Annotated
@@ -12,6 +10,7 @@ from cyclopts import Parameter
 
 from jobs import dataset
 from jobs.command import run_command
+from jobs.processes import mapping
 from pipeline import run as runs
 from pipeline.config import ImportConfig, LoadedWeights
 from pipeline.importing import import_shard
@@ -45,12 +44,8 @@ def import_sa1b(*, config: Annotated[ImportConfig, Parameter(name="*")], process
 
 def _make(run: Run, shards: list[int], *, config: ImportConfig, processes: int) -> Iterator[ShardSummary]:
     make = partial(import_shard, config=config, provenance=run.provenance)
-    if processes == 1 or len(shards) == 1:
-        yield from map(make, shards)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(shards)), mp_context=context) as pool:
-        yield from pool.map(make, shards)
+    with mapping(min(processes, len(shards))) as map_:
+        yield from map_(make, shards)
 
 
 if __name__ == "__main__":

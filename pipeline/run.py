@@ -1,4 +1,4 @@
-"""A run's documents: `run.json` when it begins, its shards as they are made, `summary.json` when it ends.
+"""A run begun, or taken up: its manifest and its `run.json`. `pipeline.reconcile` has its end.
 
 There is no other state. What is done is the shards that have a file; the manifest is written once; `run.json`
 comes after the manifest, so where it stands the manifest is whole.
@@ -8,13 +8,11 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, Protocol, get_args
 
-import pyarrow as pa
 from typing_extensions import TypeVar  # with a default, as of Python 3.13
 
 import pipeline
@@ -22,14 +20,8 @@ from pipeline import manifest, sources, storage
 from pipeline.config import Kind, LoadedWeights, RunConfig, fingerprint
 from pipeline.errors import NoImages, OutputConflict, SettingsError
 from pipeline.manifest import ManifestInfo
-from pipeline.shard import ShardSummary, read_footer
-from schemas import summary as summary_schema
-from schemas.masks import Status
-from schemas.summary import State, Summary
 
 _PART: Final = re.compile(r"part-(\d{5,})\.parquet")
-_FOOTER_READERS: Final = 32
-_LISTED_SHARDS: Final = 1000
 _PATIENCE_S: Final = 8.0  # with a storage that does not answer, before a run
 
 
@@ -252,90 +244,6 @@ def shards_done(output: str, kind: Kind) -> set[int]:
     return set(_parts(f"{output}/{kind}"))
 
 
-def shards_to_do(run: Run[OutputSettings]) -> list[int]:
-    """The shards without a file, and with `retry_failed` those whose file holds failed images."""
-    done = shards_done(run.config.output, run.config.kind)
-    if run.config.retry_failed:
-        done = {summary.shard for summary in read_summaries(run, done) if not summary.failed}
-    return [shard for shard in range(run.shards) if shard not in done]
-
-
-def read_summaries(run: Run[OutputSettings], shards: Iterable[int]) -> Iterator[ShardSummary]:
-    """The summaries of finished shards, from their footers; none of a damaged file.
-
-    Raises:
-        StorageError: a file cannot be read.
-    """
-
-    def read(shard: int) -> ShardSummary | None:
-        try:
-            return read_footer(run.config.output, run.config.kind, shard)[1]
-        except (pa.ArrowException, OSError, KeyError, ValueError):
-            return None
-
-    with ThreadPoolExecutor(_FOOTER_READERS, "footers") as pool:
-        for summary in pool.map(read, sorted(shards)):
-            if summary is not None:
-                yield summary
-
-
-def write_summary(
-    run: Run[OutputSettings], state: State, made: dict[int, ShardSummary], seconds: float
-) -> Summary:
-    """Reconcile what is in the output with the manifest, and write `summary.json`.
-
-    Args:
-        run: The run.
-        state: How it ended; "complete" becomes "incomplete" where shards have no file, or a damaged one.
-        made: The summaries this run's workers returned, by shard, which need not be read again.
-        seconds: How long this run took.
-    """
-    done = shards_done(run.config.output, run.config.kind) & set(range(run.shards))
-    summaries = [made[shard] for shard in done & made.keys()]
-    summaries += read_summaries(run, done - made.keys())
-    statuses: Counter[str] = Counter()
-    for shard in summaries:
-        statuses.update(shard.statuses)
-    ok, empty = statuses.pop(Status.OK, 0), statuses.pop(Status.EMPTY, 0)
-    missing = sorted(set(range(run.shards)) - done)
-    damaged = sorted(done - {shard.shard for shard in summaries})
-    finished = sum(shard.images for shard in made.values())
-    document: Summary = {
-        "schema_version": summary_schema.SCHEMA_VERSION,
-        "state": "incomplete" if (missing or damaged) and state == "complete" else state,
-        "fingerprint": run.fingerprint,
-        "images": run.images,
-        "ok": ok,
-        "empty": empty,
-        "failed": statuses.total(),
-        "not_done": run.images - ok - empty - statuses.total(),
-        "failures": dict(statuses.most_common()),
-        "masks": sum(shard.masks for shard in summaries),
-        "funnel": funnel_of(summaries),
-        "bytes": sum(shard.bytes for shard in summaries),
-        "shards": run.shards,
-        "missing_shards": missing[:_LISTED_SHARDS],
-        "damaged_shards": damaged[:_LISTED_SHARDS],
-        "skipped": run.skipped,
-        "duplicates": run.duplicates,
-        "worker_seconds": round(sum(shard.seconds for shard in summaries), 3),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(finished / seconds, 3) if seconds else 0.0,
-    }
-    storage.write_atomic(f"{run.config.output}/summary.json", _json(document))
-    return document
-
-
-def funnel_of(summaries: Iterable[ShardSummary]) -> dict[str, int] | None:
-    """The shards' funnels as one; None where one of them was not counted."""
-    total: Counter[str] = Counter()
-    for shard in summaries:
-        if shard.funnel is None:
-            return None
-        total.update(shard.funnel)
-    return dict(total)
-
-
 def _begin(config: RunConfig, own: str, determinants: dict[str, Any], check: Callable[[Run], None]) -> Run:
     skipped: Counter[str] = Counter()
 
@@ -377,7 +285,7 @@ def _write_document(run: Run[OutputSettings], digest: str) -> None:
         },
         "settings": _redacted(run.config.model_dump(mode="json")),
     }
-    storage.write_atomic(f"{run.config.output}/run.json", _json(document))
+    storage.write_atomic(f"{run.config.output}/run.json", as_json(document))
 
 
 def no_images(config: RunConfig, skipped: Counter[str]) -> NoImages:
@@ -442,5 +350,6 @@ def _redacted(value: Any) -> Any:
     return storage.redact(value) if isinstance(value, str) else value
 
 
-def _json(document: Any) -> bytes:
+def as_json(document: Any) -> bytes:
+    """A document as this project writes them."""
     return (json.dumps(document, indent=2) + "\n").encode()

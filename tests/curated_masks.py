@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from running import write_jpegs
 
+from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.amg import rle
 from pipeline.config import LoadedWeights, MasksConfig
@@ -83,7 +84,7 @@ def masks_run(
         )
         for shard in range(run.shards)
     }
-    runs.write_summary(run, "complete", made, 1.0)
+    reconcile.write_summary(run, "complete", made, 1.0)
     return run
 
 
@@ -97,6 +98,6 @@ def curated(source: Run, steps: StepsConfig = STEPS, **changes: Any) -> Run[Cura
 
 
 def make(run: Run[CurationConfig]) -> Path:
-    made = {shard: curate_shard(shard, run.config, run.provenance) for shard in runs.shards_to_do(run)}
-    runs.write_summary(run, "complete", made, 1.0)
+    made = {shard: curate_shard(shard, run.config, run.provenance) for shard in reconcile.shards_to_do(run)}
+    reconcile.write_summary(run, "complete", made, 1.0)
     return Path(run.config.output.removeprefix("file://"))

@@ -6,6 +6,7 @@ from typing import cast
 from drawn_masks import IMAGE_SIZE, DrawnModel
 from running import decode_here
 
+from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.amg import MaskGenerator
 from pipeline.config import AmgConfig, LoadedWeights, MasksConfig
@@ -30,5 +31,5 @@ def drawn_dataset(images: Path, output: Path, *, images_per_shard: int = 8) -> R
         shard: make_shard(shard, config, content, decode_here(config), run.provenance)
         for shard in range(run.shards)
     }
-    runs.write_summary(run, "complete", made, 1.0)
+    reconcile.write_summary(run, "complete", made, 1.0)
     return run

@@ -24,6 +24,7 @@ ORDER = [
     "pipeline.verify",
     "pipeline.importing",
     "pipeline.run",
+    "pipeline.reconcile",
     "pipeline.curation",
     "pipeline.export",
     "pipeline.reading",

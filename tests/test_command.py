@@ -10,6 +10,7 @@ from running import write_jpegs
 
 from jobs import dataset
 from jobs.generate_masks import generate_masks
+from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.config import LoadedWeights, MasksConfig
 from pipeline.engine import make_shards
@@ -60,7 +61,7 @@ def test_a_summary_that_cannot_be_written_hides_no_error(
 def test_a_summary_that_cannot_be_written_is_an_error_by_itself(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(runs, "shards_to_do", lambda run: [])
+    monkeypatch.setattr(reconcile, "shards_to_do", lambda run: [])
     (tmp_path / "out" / "summary.json").mkdir()
     with pytest.raises(StorageError, match=r"summary\.json"):
         dataset.finish(run, make_shards)

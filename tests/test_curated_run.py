@@ -13,7 +13,7 @@ from curated_masks import SIZE, STEPS, curated, make, masks_run, record
 from known_masks import blobs, box
 from running import call, rows, run
 
-from pipeline import run as runs
+from pipeline import reconcile
 from pipeline.curation.config import StepsConfig
 from pipeline.curation.curate import curate_shard
 from pipeline.errors import OutputConflict, SettingsError
@@ -80,14 +80,14 @@ def test_resume_makes_what_is_missing_and_other_settings_are_refused(source: Run
     shard = output / "masks/part-00001.parquet"
     shard.unlink()
     again = curated(source)
-    assert (again.fingerprint, runs.shards_to_do(again)) == (run.fingerprint, [1])
+    assert (again.fingerprint, reconcile.shards_to_do(again)) == (run.fingerprint, [1])
     make(again)
     retried = curated(source, retry_failed=True)
-    assert runs.shards_to_do(retried) == [1]  # which holds the image that failed
+    assert reconcile.shards_to_do(retried) == [1]  # which holds the image that failed
     with pytest.raises(OutputConflict, match=r"curation\.min_area \(0 there, 7 here\)"):
         curated(source, STEPS.model_copy(update={"min_area": 7}))
     anew = curated(source, STEPS.model_copy(update={"min_area": 7}), overwrite=True)
-    assert runs.shards_to_do(anew) == [0, 1, 2]
+    assert reconcile.shards_to_do(anew) == [0, 1, 2]
 
 
 def test_the_input_is_never_touched(source: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from running import decode_here, jpeg, rows, write_jpegs
 
+from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.config import AmgConfig, MasksConfig
 from pipeline.contents import content_of, weights_of
@@ -94,7 +95,7 @@ def test_case_37_two_runs_on_one_output_at_once(
     def run_of(_: Any) -> Run:
         together.wait()
         run = runs.open_run(config, weights)
-        worker(run, tiny_checkpoint, runs.shards_to_do(run))
+        worker(run, tiny_checkpoint, reconcile.shards_to_do(run))
         return run
 
     with ThreadPoolExecutor(2) as pool:
@@ -103,4 +104,4 @@ def test_case_37_two_runs_on_one_output_at_once(
     assert content_hash(tmp_path / "out") == expected
     for shard in range(one.shards):
         assert faults_of_shard(config.output, "masks", one.fingerprint, shard) == []
-    assert runs.write_summary(one, "complete", {}, 1.0)["ok"] == IMAGES - 1
+    assert reconcile.write_summary(one, "complete", {}, 1.0)["ok"] == IMAGES - 1

@@ -9,7 +9,7 @@ from drawn_dataset import drawn_dataset
 from drawn_masks import ALL, DrawnModel, coordinates_as_colours, ours
 from running import rows, write_jpegs
 
-from pipeline import run as runs
+from pipeline import reconcile
 from pipeline.amg import MaskGenerator
 from pipeline.amg.funnel import Funnel
 from pipeline.model.sam import SamModel
@@ -82,5 +82,5 @@ def test_a_footer_without_it_is_read_and_says_that_nothing_is_known() -> None:
     )
     new = ShardSummary(1, 1, 2, {"ok": 1}, 3, 4.0, {"confident": 5})
     assert old.funnel is None
-    assert runs.funnel_of([new]) == {"confident": 5}
-    assert runs.funnel_of([new, old]) is None
+    assert reconcile.funnel_of([new]) == {"confident": 5}
+    assert reconcile.funnel_of([new, old]) is None

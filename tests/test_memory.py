@@ -31,6 +31,7 @@ import sys
 import numpy as np
 from PIL import Image
 
+from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.config import AmgConfig, ImagesConfig, MasksConfig
 from pipeline.contents import content_of, weights_of
@@ -116,7 +117,7 @@ with Decoders(run.config.reading) as decode:
         make_shard(shard, run.config, content, decode, run.provenance)
         if shard == 2:
             before = resident()
-print(runs.write_summary(run, "complete", {}, 1.0)["empty"], resident() - before)
+print(reconcile.write_summary(run, "complete", {}, 1.0)["empty"], resident() - before)
 """
 
 

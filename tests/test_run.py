@@ -8,6 +8,7 @@ import pytest
 from running import decode_here, write_jpegs
 from s3server import S3Server
 
+from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.config import (
     AmgConfig,
@@ -68,9 +69,9 @@ def test_a_run_begins_with_a_manifest_and_a_document(tmp_path: Path) -> None:
 def test_resume_is_the_shards_without_a_file(tmp_path: Path, model: SamModel) -> None:
     write_jpegs(tmp_path / "in", 5)
     run = opened(settings(tmp_path))
-    assert runs.shards_to_do(run) == [0, 1, 2]
+    assert reconcile.shards_to_do(run) == [0, 1, 2]
     make(run, 1, model)
-    assert runs.shards_to_do(opened(settings(tmp_path))) == [0, 2]
+    assert reconcile.shards_to_do(opened(settings(tmp_path))) == [0, 2]
 
 
 def test_the_listing_is_not_made_again(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_overwrite_begins_anew(tmp_path: Path, model: SamModel) -> None:
     (tmp_path / "out" / "mine.txt").write_text("not everymask's")
     again = opened(settings(tmp_path, images_per_shard=5, overwrite=True))
     assert again.shards == 1
-    assert runs.shards_to_do(again) == [0]
+    assert reconcile.shards_to_do(again) == [0]
     assert (tmp_path / "out" / "mine.txt").exists()
 
 
@@ -251,8 +252,8 @@ def test_retry_failed_does_shards_with_failures_again(tmp_path: Path, model: Sam
     run = opened(settings(tmp_path))
     for shard in (0, 1):
         make(run, shard, model)
-    assert runs.shards_to_do(opened(settings(tmp_path))) == []
-    assert runs.shards_to_do(opened(settings(tmp_path, retry_failed=True))) == [1]
+    assert reconcile.shards_to_do(opened(settings(tmp_path))) == []
+    assert reconcile.shards_to_do(opened(settings(tmp_path, retry_failed=True))) == [1]
 
 
 def test_case_30_output_inside_input_is_refused(tmp_path: Path) -> None:
@@ -274,7 +275,7 @@ def test_case_22_no_image_is_an_error_unless_allowed(tmp_path: Path) -> None:
     runs.check_addresses(allowed)
     run = opened(allowed)
     assert (run.images, run.shards) == (0, 0)
-    assert runs.write_summary(run, "complete", {}, 1.0)["state"] == "complete"
+    assert reconcile.write_summary(run, "complete", {}, 1.0)["state"] == "complete"
 
 
 def test_an_output_that_cannot_be_written_fails_early(tmp_path: Path) -> None:
@@ -295,12 +296,12 @@ def test_the_summary_reconciles(tmp_path: Path, model: SamModel) -> None:
     (folder / "0001.jpg").write_bytes(b"")
     run = opened(settings(tmp_path))
     make(run, 0, model)
-    summary = runs.write_summary(run, "interrupted", {}, 2.0)
+    summary = reconcile.write_summary(run, "interrupted", {}, 2.0)
     assert (summary["images"], summary["ok"], summary["failed"], summary["not_done"]) == (5, 1, 1, 3)
     assert summary["failures"] == {"empty_file": 1}
     assert summary["missing_shards"] == [1, 2]
     made = {shard: make(run, shard, model) for shard in (1, 2)}
-    summary = runs.write_summary(run, "complete", made, 2.0)
+    summary = reconcile.write_summary(run, "complete", made, 2.0)
     assert summary["images"] == summary["ok"] + summary["empty"] + summary["failed"] == 5
     assert (summary["state"], summary["images_per_second"]) == ("complete", 1.5)
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
@@ -315,7 +316,7 @@ def test_a_damaged_shard_is_not_counted_as_done(tmp_path: Path, model: SamModel)
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     for damaged in (data[:-40], data[:footer] + bytes(8) + data[footer + 8 :]):
         path.write_bytes(damaged)
-        summary = runs.write_summary(run, "complete", {0: made[0]}, 1.0)
+        summary = reconcile.write_summary(run, "complete", {0: made[0]}, 1.0)
         assert (summary["state"], summary["not_done"]) == ("incomplete", 2)
         assert (summary["missing_shards"], summary["damaged_shards"]) == ([], [1])
 

@@ -7,7 +7,36 @@ from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
 from pipeline.amg.rle import runs
+from pipeline.contents import Row
+from pipeline.curation.config import Priority
 from pipeline.curation.filters import Record
+from pipeline.curation.flatten import flattened
+
+
+def labelled(row: Row, priority: Priority, dtype: DTypeLike) -> tuple[list[Record], NDArray[np.integer]]:
+    """A row's masks made a partition, some of them perhaps empty now, and the picture of their numbers.
+
+    Args:
+        row: Of a masks dataset, with a size.
+        priority: As `flattened` takes it.
+        dtype: As `labels_of` takes it.
+    """
+    masks = flattened(row["masks"], priority)
+    return masks, labels_of(masks, (row["height"], row["width"]), dtype)
+
+
+def hidden(image_id: int, masks: list[Record]) -> list[tuple[str, str]]:
+    """Which masks of a partition have no pixel: why each is left out, and what it is."""
+    return [
+        ("mask without a pixel of its own", f"image {image_id}, mask {place}")
+        for place, mask in enumerate(masks)
+        if not mask["area"]
+    ]
+
+
+def name_of(row: Row) -> str:
+    """`000000000042.png`: the picture of image 42."""
+    return f"{row['image_id']:012d}.png"
 
 
 def labels_of(masks: list[Record], size: tuple[int, int], dtype: DTypeLike) -> NDArray[np.integer]:

@@ -9,11 +9,9 @@ import numpy as np
 from pipeline import storage
 from pipeline.contents import Row
 from pipeline.curation.config import Priority
-from pipeline.curation.flatten import flattened
 from pipeline.export.coco import box_of_pixels, image_of
 from pipeline.export.dataset import CATEGORY, Account, Dataset, Exported, export_each, too_many
-from pipeline.export.labels import labels_of, png_of
-from pipeline.export.png import hidden
+from pipeline.export.labels import hidden, labelled, name_of, png_of
 
 _MOST: Final = 2**24 - 1
 _THREADS: Final = 2  # a picture of 12,000 x 12,000 pixels takes a gigabyte here
@@ -36,9 +34,8 @@ def export_panoptic(dataset: Dataset, output: str, account: Account, priority: P
     def export(row: Row) -> Exported:
         if (refused := too_many(row, _MOST)) is not None:
             return refused
-        masks = flattened(row["masks"], priority)
-        name = f"{row['image_id']:012d}.png"
-        labels_HW = labels_of(masks, (row["height"], row["width"]), np.uint32)
+        masks, labels_HW = labelled(row, priority, np.uint32)
+        name = name_of(row)
         storage.write_atomic(f"{output}/panoptic/{name}", png_of(_colours(labels_HW)))
         annotation = {
             "image_id": row["image_id"],

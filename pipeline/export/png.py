@@ -10,9 +10,8 @@ import numpy as np
 from pipeline import storage
 from pipeline.contents import Row
 from pipeline.curation.config import Priority
-from pipeline.curation.flatten import flattened
 from pipeline.export.dataset import Account, Dataset, Exported, export_each, too_many
-from pipeline.export.labels import labels_of, png_of
+from pipeline.export.labels import hidden, labelled, name_of, png_of
 
 _MOST: Final = 2**16 - 1
 _THREADS: Final = 2  # a picture of 12,000 x 12,000 pixels takes half a gigabyte here
@@ -32,9 +31,8 @@ def export_png(dataset: Dataset, output: str, account: Account, priority: Priori
     def export(row: Row) -> Exported:
         if (refused := too_many(row, _MOST)) is not None:
             return refused
-        masks = flattened(row["masks"], priority)
-        labels_HW = labels_of(masks, (row["height"], row["width"]), np.uint16)
-        name = f"{row['image_id']:012d}.png"
+        masks, labels_HW = labelled(row, priority, np.uint16)
+        name = name_of(row)
         storage.write_atomic(f"{output}/{name}", png_of(labels_HW.astype(np.uint16, copy=False)))
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow([row["image_id"], name, dataset.file_name(row["uri"])])
@@ -46,12 +44,3 @@ def export_png(dataset: Dataset, output: str, account: Account, priority: Priori
         for exported in export_each(dataset.rows(account), export, account, threads=_THREADS):
             file.write(exported.text.encode())
         storage.write_atomic(f"{output}/images.csv", file)
-
-
-def hidden(image_id: int, masks: list[Row]) -> list[tuple[str, str]]:
-    """Which flattened masks have no pixel."""
-    return [
-        ("mask without a pixel of its own", f"image {image_id}, mask {place}")
-        for place, mask in enumerate(masks)
-        if not mask["area"]
-    ]

@@ -48,6 +48,7 @@ class ReadOnlyHandler(pyarrow.fs.FileSystemHandler):
         return self._open_input(path)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        """What Arrow's interface also has and no reader calls: listing and writing are `storage`'s."""
         raise NotImplementedError("everymask's filesystem for Arrow opens files to read, and does nothing else")
 
     get_file_info_selector = _refuse
