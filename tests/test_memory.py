@@ -83,6 +83,7 @@ import sys
 import numpy as np
 from PIL import Image
 
+from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.config import MasksConfig
 from pipeline.contents import Content
