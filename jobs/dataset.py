@@ -15,6 +15,7 @@ from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
 from pipeline.contents import weights_of
 from pipeline.errors import IncompleteRun, StorageError, TooManyFailures
+from pipeline.progress_file import ProgressFile
 from pipeline.run import OutputSettings, Run
 from pipeline.shard import ShardSummary
 from pipeline.storage import canonical_uri, redact
@@ -24,7 +25,7 @@ _NAMED: Final = 10  # damaged shards in a message
 _log = logging.getLogger("everymask")
 _Settings = TypeVar("_Settings", bound=OutputSettings)
 _Config = TypeVar("_Config", bound=RunConfig)
-_MakeShards = Callable[[Run[_Settings], list[int]], Iterator[ShardSummary]]
+_MakeShards = Callable[[Run[_Settings], list[int], ProgressFile], Iterator[ShardSummary]]
 
 
 def begin(config: RunConfig, check: Callable[[Run], None] = lambda _: None) -> Run:
@@ -75,7 +76,8 @@ def finish(
 
     Args:
         run: The run.
-        make_shards: Makes shards of these numbers, and yields the summaries of those it made.
+        make_shards: Makes shards of these numbers, tells what is in work, and yields the summaries of those it
+            made.
         within: In what they are made.
 
     Raises:
@@ -84,13 +86,15 @@ def finish(
     """
     to_do = reconcile.shards_to_do(run)
     _log.info(
-        "%d images in %d shards, %d to do; writing to %s",
+        "run %s: %d images in %d shards, %d to do; writing to %s",
+        run.run_id,
         run.images,
         run.shards,
         len(to_do),
         redact(run.config.output),
     )
-    summary = _make_and_reconcile(run, to_do, make_shards, within)
+    with ProgressFile(run, to_do) as told:
+        summary = _make_and_reconcile(run, to_do, make_shards, within, told)
     if summary["state"] != "complete":
         raise IncompleteRun(" ".join(_what_is_left(run, summary)))
 
@@ -123,47 +127,62 @@ def _make_and_reconcile(
     to_do: list[int],
     make_shards: _MakeShards[_Settings],
     within: Callable[[], AbstractContextManager[None]],
+    told: ProgressFile,
 ) -> Summary:
-    """Make the shards; however that ends, write what is there to summary.json."""
+    """Make the shards; however that ends, write what is there to summary.json and to progress.json."""
     made: dict[int, ShardSummary] = {}
     start = time.monotonic()
     try:
         if to_do:
             with within():
-                _make(run, make_shards(run, to_do), made)
+                _make(run, make_shards(run, to_do, told), made, told)
     except BaseException as error:
-        if summary := _summary_after(error, run, made, time.monotonic() - start):
+        if summary := _summary_after(error, run, made, time.monotonic() - start, told):
             _log.info("%s", _in_words(run, summary))
         raise
     summary = reconcile.write_summary(run, "complete", made, time.monotonic() - start)
+    told.end(summary["state"])
     _log.info("%s", _in_words(run, summary))
     return summary
 
 
-def _make(run: Run[OutputSettings], shards: Iterator[ShardSummary], made: dict[int, ShardSummary]) -> None:
+def _make(
+    run: Run[OutputSettings],
+    shards: Iterator[ShardSummary],
+    made: dict[int, ShardSummary],
+    told: ProgressFile,
+) -> None:
     start = time.monotonic()
     try:
         for shard in shards:
             made[shard.shard] = shard
+            told.finished(shard)
     except KeyboardInterrupt as error:
         # Whoever stops us may not wait for the workers to end: Ray kills a stopped job after three seconds.
-        _summary_after(error, run, made, time.monotonic() - start)
+        _summary_after(error, run, made, time.monotonic() - start, told)
         raise
 
 
 def _summary_after(
-    error: BaseException, run: Run[OutputSettings], made: dict[int, ShardSummary], seconds: float
+    error: BaseException,
+    run: Run[OutputSettings],
+    made: dict[int, ShardSummary],
+    seconds: float,
+    told: ProgressFile,
 ) -> Summary | None:
-    """Write summary.json where a run ends by an error, which what fails now must not hide."""
+    """Write summary.json and progress.json where a run ends by an error, which what fails now must not hide."""
     states: dict[type[BaseException], State] = {
         TooManyFailures: "too_many_failures",
         KeyboardInterrupt: "interrupted",
     }
+    state = states.get(type(error), "incomplete")
+    summary = None
     try:
-        return reconcile.write_summary(run, states.get(type(error), "incomplete"), made, seconds)
+        summary = reconcile.write_summary(run, state, made, seconds)
     except StorageError as failure:
         _log.error("summary.json is not written: %s", failure)
-        return None
+    told.end(state)
+    return summary
 
 
 def _in_words(run: Run[OutputSettings], summary: Summary) -> str:

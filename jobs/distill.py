@@ -1,7 +1,6 @@
 """Decoupled distillation: a MobileSAM from a teacher's stored embeddings."""
 
 import logging
-import os
 from typing import Annotated
 
 import torch
@@ -9,6 +8,7 @@ from cyclopts import Parameter
 
 from jobs.command import run_command
 from pipeline import storage
+from pipeline.cluster import cluster_address
 from pipeline.errors import SettingsError
 from pipeline.model import pick_device
 from pipeline.training.config import DistillConfig
@@ -28,7 +28,7 @@ def distill(*, config: Annotated[DistillConfig, Parameter(name="*")]) -> int:
     lost again and again; 2 settings or device; 3 no such store, pictures or weights; 5 the loss is no number; 130
     interrupted.
     """
-    on_cluster = config.num_workers is not None and "RAY_ADDRESS" in os.environ
+    on_cluster = config.num_workers is not None and cluster_address() is not None
     if not on_cluster:
         device = pick_device(config.device)
         if device.type == "cuda" and (config.num_workers or 1) > (gpus := torch.cuda.device_count()):

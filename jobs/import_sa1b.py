@@ -14,6 +14,7 @@ from jobs.processes import mapping
 from pipeline import run as runs
 from pipeline.config import ImportConfig, LoadedWeights
 from pipeline.importing import import_shard
+from pipeline.progress_file import ProgressFile
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
 
@@ -42,7 +43,9 @@ def import_sa1b(*, config: Annotated[ImportConfig, Parameter(name="*")], process
     return 0
 
 
-def _make(run: Run, shards: list[int], *, config: ImportConfig, processes: int) -> Iterator[ShardSummary]:
+def _make(
+    run: Run, shards: list[int], _told: ProgressFile, *, config: ImportConfig, processes: int
+) -> Iterator[ShardSummary]:
     make = partial(import_shard, config=config, provenance=run.provenance)
     with mapping(min(processes, len(shards))) as map_:
         yield from map_(make, shards)

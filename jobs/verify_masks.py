@@ -12,6 +12,7 @@ from pipeline.run import kind_of, read_document
 from pipeline.shard import shard_uri
 from pipeline.verify import fault_of_manifest, faults_of_shard, strays
 
+_SHARDS_A_PROCESS: Final = 16  # a process takes seconds to start
 _SHOWN_A_SHARD: Final = 10
 _log = logging.getLogger("everymask")
 
@@ -27,7 +28,7 @@ def verify_masks(*, output: str, processes: int | None = None, remove_damaged: b
 
     Args:
         output: What jobs.generate_masks or jobs.embed_images was given as --output.
-        processes: Shards checked at the same time; by default as many as there are CPUs.
+        processes: Shards checked at the same time; by default as many as there are CPUs, fewer for few shards.
         remove_damaged: Delete the shards that are wrong, so that the command that made them makes them again, and
             the files that are no shards of this run.
     """
@@ -45,7 +46,7 @@ def verify_masks(*, output: str, processes: int | None = None, remove_damaged: b
         if remove_damaged:
             storage.delete(f"{output}/{name}")
     faulty = 0
-    with mapping(min(processes or os.cpu_count() or 1, shards)) as map_:
+    with mapping(processes or min(os.cpu_count() or 1, shards // _SHARDS_A_PROCESS)) as map_:
         for shard, faults in enumerate(map_(check, range(shards))):
             faulty += bool(faults)
             for fault in faults[:_SHOWN_A_SHARD]:

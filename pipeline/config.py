@@ -189,7 +189,7 @@ class RunConfig(_Settings):
     images: str
     """Folder, prefix, glob, list file, tar or Parquet file, on any fsspec filesystem."""
     output: str
-    """Folder or prefix that receives run.json, manifest/, the shards and summary.json."""
+    """Folder or prefix that receives run.json, manifest/, the shards, progress.json and summary.json."""
     images_per_shard: Annotated[int, Field(ge=1)]
     """Images a Parquet file; also what a killed worker loses at most."""
     overwrite: bool = False

@@ -15,6 +15,7 @@ from pipeline.amg import MaskGenerator
 from pipeline.config import Kind, LoadedWeights, MasksConfig, RunConfig
 from pipeline.errors import ImageError
 from pipeline.model import SamModel
+from pipeline.phases import PhaseClock
 from schemas.curated import CURATED_SCHEMA
 from schemas.embeddings import embeddings_schema
 from schemas.masks import MASKS_SCHEMA, Status
@@ -23,6 +24,8 @@ Row = dict[str, Any]
 MASKS_ROWS_PER_GROUP: Final = 64
 FUNNEL: Final = "funnel"
 """The key of an image's `pipeline.amg.funnel.Funnel`, which is summed into the footer and no column."""
+SECONDS: Final = "seconds"
+"""The key of what an image's phases took, `pipeline.phases.Phase`, which is told and no column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,8 @@ class Content:
     encoding: dict[str, Any] = field(default_factory=dict)
     """Arguments of `pyarrow.parquet.ParquetWriter`."""
     of_image: Callable[[NDArray[np.uint8]], Row]
-    """The columns of one RGB image, H x W x 3; with `status` where that is not OK, and for masks `FUNNEL`.
-    Raises `ImageError`."""
+    """The columns of one RGB image, H x W x 3; with `status` where that is not OK, `SECONDS`, and for masks
+    `FUNNEL`. Raises `ImageError`."""
     of_failure: Row
     """The same columns of an image that failed."""
 
@@ -63,8 +66,10 @@ def masks_content(generator: MaskGenerator) -> Content:
     """All masks of an image."""
 
     def of_image(rgb_HW3: NDArray[np.uint8]) -> Row:
-        masks, funnel = generator.generate_with_funnel(rgb_HW3)
-        return {"masks": masks, "status": Status.OK if masks else Status.EMPTY, FUNNEL: asdict(funnel)}
+        clock = PhaseClock(generator.model.device)
+        masks, funnel = generator.generate_with_funnel(rgb_HW3, clock=clock)
+        status = Status.OK if masks else Status.EMPTY
+        return {"masks": masks, "status": status, FUNNEL: asdict(funnel), SECONDS: clock.seconds()}
 
     return Content(
         schema=MASKS_SCHEMA, rows_per_group=MASKS_ROWS_PER_GROUP, of_image=of_image, of_failure={"masks": []}
@@ -79,12 +84,15 @@ def embeddings_content(teacher: SamModel) -> Content:
     """
 
     def of_image(rgb_HW3: NDArray[np.uint8]) -> Row:
-        encoded = teacher.encode(rgb_HW3)
-        embedding_CGG = encoded.features_1CHW[0].half().cpu().numpy()
+        clock = PhaseClock(teacher.device)
+        with clock.phase("encode"):
+            encoded = teacher.encode(rgb_HW3)
+            embedding_CGG = encoded.features_1CHW[0].half().cpu().numpy()
         if not np.isfinite(embedding_CGG).all():
             raise ImageError(Status.UNSUPPORTED, "the teacher's embedding of it is not finite in float16")
         height, width = encoded.input_size
-        return {"input_height": height, "input_width": width, "embedding": embedding_CGG.reshape(-1)}
+        columns = {"input_height": height, "input_width": width, "embedding": embedding_CGG.reshape(-1)}
+        return columns | {SECONDS: clock.seconds()}
 
     return Content(
         schema=embeddings_schema(teacher.image_size),

@@ -19,6 +19,7 @@ import ray
 from pipeline.curation.config import CurationConfig
 from pipeline.curation.curate import curate_shard
 from pipeline.progress import Progress
+from pipeline.progress_file import ProgressFile
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
 
@@ -31,7 +32,7 @@ _CLOSING_SECONDS: Final = 1.0  # `ray job stop` kills the driver after three
 _log = logging.getLogger("everymask")
 
 
-def curate_shards(run: Run[CurationConfig], shards: list[int]) -> Iterator[ShardSummary]:
+def curate_shards(run: Run[CurationConfig], shards: list[int], _told: ProgressFile) -> Iterator[ShardSummary]:
     """Make shards on the connected Ray, and show progress.
 
     Args:
@@ -45,8 +46,7 @@ def curate_shards(run: Run[CurationConfig], shards: list[int]) -> Iterator[Shard
     config, provenance = ray.put(run.config), ray.put(run.provenance)
     to_do = iter(shards)
     working: dict[Any, int] = {}
-    size = run.determinants["images_per_shard"]
-    images_to_do = sum(min(size, run.images - shard * size) for shard in shards)
+    images_to_do = sum(run.images_in(shard) for shard in shards)
     progress = Progress(run.images, run.images - images_to_do, with_masks=True)
     images = masks = failed = 0
     try:

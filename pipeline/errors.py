@@ -6,6 +6,7 @@
     ├── PreflightError        nothing was started                         exit code 3
     │   ├── StorageError      an address cannot be read or written
     │   │   └── ChangedError  the object is not the version that was asked for
+    │   ├── ClusterError      there is no Ray to run on
     │   ├── NoImages          no image under the address
     │   ├── CheckpointError   the weights are not what they must be
     │   ├── SelfCheckError    the model does not see what it should
@@ -49,6 +50,10 @@ class StorageError(PreflightError):
 
 class ChangedError(StorageError):
     """The object is not the version that was asked for."""
+
+
+class ClusterError(PreflightError):
+    """The Ray cluster that was asked for does not answer, or Ray cannot be started on this machine."""
 
 
 class NoImages(PreflightError):

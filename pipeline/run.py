@@ -22,6 +22,7 @@ from pipeline.errors import NoImages, OutputConflict, SettingsError
 from pipeline.manifest import ManifestInfo
 
 _PART: Final = re.compile(r"part-(\d{5,})\.parquet")
+_ID_LENGTH: Final = 12
 _PATIENCE_S: Final = 8.0  # with a storage that does not answer, before a run
 
 
@@ -65,9 +66,19 @@ class Run(Generic[_Settings_co]):
     skipped: dict[str, int]
 
     @property
+    def run_id(self) -> str:
+        """What logs, metrics and Ray's dashboard call the run: the same whoever goes on with it."""
+        return self.fingerprint[:_ID_LENGTH]
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What every shard's footer says of the run."""
         return {"fingerprint": self.fingerprint, "determinants": self.determinants}
+
+    def images_in(self, shard: int) -> int:
+        """How many of the images a shard has."""
+        size: int = self.determinants["images_per_shard"]
+        return min(size, self.images - shard * size)
 
 
 def check_addresses(config: RunConfig) -> None:
@@ -313,7 +324,7 @@ def _run_kind(output: str) -> Kind | None:
 
 def _delete_run(output: str, kind: Kind) -> None:
     """`run.json` first: without it the rest is no run."""
-    names = ["run.json", "summary.json"]
+    names = ["run.json", "progress.json", "summary.json"]
     for folder in (kind, "manifest"):
         names += [f"{folder}/part-{part:05d}.parquet" for part in _parts(f"{output}/{folder}")]
     for name in names:

@@ -11,7 +11,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self, TypeVar
 
 import numpy as np
@@ -21,22 +22,62 @@ from numpy.typing import NDArray
 
 from pipeline import manifest, sources, storage
 from pipeline.config import Kind, RunConfig
-from pipeline.contents import FUNNEL, MASKS_ROWS_PER_GROUP, Content, Row, rows_of
+from pipeline.contents import FUNNEL, MASKS_ROWS_PER_GROUP, SECONDS, Content, Row, rows_of
 from pipeline.errors import ImageError, StorageError
 from pipeline.manifest import ManifestRow
 from pipeline.model.memory import is_out_of_memory
+from pipeline.phases import Phase
 from schemas.masks import PROCESSED, Status
 
 FOOTER_KEY: Final = b"everymask"
 _DECODED_AHEAD: Final = 2
 _IN_MEMORY_BYTES: Final = 2**26  # of a shard's file; beyond, it grows in a temporary file
+_READING: Final = "reading"  # the key of an image's `Reading`, which is told and no column
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-OnImage = Callable[[int, int, int], None]
-"""Told after each image: images done, masks, failures of the shard so far."""
+OnBegin = Callable[[int, str], None]
+"""Told before each image, when its bytes or pixels are waited for: its `image_id` and URI."""
 Decode = Callable[[bytes], NDArray[np.uint8]]
 """From an image file's bytes to RGB, H x W x 3; raises `ImageError`. Called by several threads at once."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How reading stood when an image was done."""
+
+    bytes: int
+    """Of the image's file; 0 where it could not be fetched."""
+    in_flight: int
+    """Images of the shard that were begun, of which there was no row yet."""
+    fetched: int
+    """Of these, those that were fetched and not yet decoded."""
+    decoded: int
+    """Of these, those that were decoded."""
+
+
+@dataclass(frozen=True)
+class ImageDone:
+    """One image's outcome, for whoever watches."""
+
+    image_id: int
+    uri: str
+    """As in the row, so possibly with credentials."""
+    status: str
+    masks: int
+    seconds: Mapping[Phase, float]
+    """By phase; what was not measured is absent."""
+    reading: Reading | None
+    """None where the rows are made of other rows."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the image is neither ok nor empty."""
+        return self.status not in PROCESSED
+
+
+OnImage = Callable[[ImageDone], None]
+"""Told after each image."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +123,8 @@ def make_shard(
     decode: Decode,
     provenance: dict[str, Any],
     *,
-    on_image: OnImage = lambda *_: None,
+    on_begin: OnBegin = lambda *_: None,
+    on_image: OnImage = lambda _: None,
     before_write: Callable[[], None] = lambda: None,
 ) -> ShardSummary:
     """Make the rows of a shard's images and write its file, whole or not at all.
@@ -93,7 +135,8 @@ def make_shard(
         content: Makes what the rows hold.
         decode: Decodes an image.
         provenance: JSON for the footer: fingerprint, determinants of the rows.
-        on_image: Progress.
+        on_begin: Progress, before each image.
+        on_image: Progress, after each image.
         before_write: Called when the file is ready to be written; what it raises prevents that.
 
     Raises:
@@ -102,7 +145,7 @@ def make_shard(
     return write_shard(
         shard_uri(config.output, config.kind, shard),
         shard,
-        _outcomes(manifest.read_shard(config.output, shard), config, content, decode),
+        _outcomes(manifest.read_shard(config.output, shard), config, content, decode, on_begin),
         content.schema,
         provenance,
         rows_per_group=content.rows_per_group,
@@ -121,7 +164,7 @@ def write_shard(
     *,
     rows_per_group: int = MASKS_ROWS_PER_GROUP,
     encoding: Mapping[str, Any] | None = None,
-    on_image: OnImage = lambda *_: None,
+    on_image: OnImage = lambda _: None,
     before_write: Callable[[], None] = lambda: None,
 ) -> ShardSummary:
     """Write a shard's rows as they come, with what they sum up to in the footer, whole or not at all.
@@ -134,7 +177,7 @@ def write_shard(
         provenance: JSON for the footer.
         rows_per_group: Rows a row group.
         encoding: Arguments of `pyarrow.parquet.ParquetWriter`.
-        on_image: Progress.
+        on_image: Progress, after each image.
         before_write: Called when the file is ready to be written; what it raises prevents that.
 
     Raises:
@@ -150,8 +193,10 @@ def write_shard(
         for row in rows:
             statuses[row["status"]] += 1
             funnel.update(row.pop(FUNNEL, {}))
-            masks += len(row.get("masks", ()))
-            on_image(statuses.total(), masks, _failed(statuses))
+            found = len(row.get("masks", ()))
+            masks += found
+            seconds, reading = row.pop(SECONDS, {}), row.pop(_READING, None)
+            on_image(ImageDone(row["image_id"], row["uri"], row["status"], found, seconds, reading))
             yield row
 
     counted = counted_rows()
@@ -212,24 +257,66 @@ def read_footer(output: str, kind: Kind, shard: int) -> tuple[dict[str, Any], Sh
     return footer, ShardSummary(**summary | {"bytes": size})
 
 
-def _outcomes(rows: list[ManifestRow], config: RunConfig, content: Content, decode: Decode) -> Iterator[Row]:
+@dataclass
+class _Image:
+    """An image on its way to its row."""
+
+    row: ManifestRow
+    begun: bool = False
+    bytes: int = 0
+    seconds: dict[Phase, float] = field(default_factory=dict)
+    """Of the phases that are over."""
+
+
+def _outcomes(
+    rows: list[ManifestRow], config: RunConfig, content: Content, decode: Decode, on_begin: OnBegin
+) -> Iterator[Row]:
     """Each image's row, in order. Reading and decoding run ahead in threads of their own."""
     reading = config.reading
 
-    def fetch(row: ManifestRow) -> bytes:
-        return sources.fetch(row.ref, max_bytes=reading.max_bytes)
+    def fetch(image: _Image) -> bytes:
+        image.begun = True
+        with _timed(image, "fetch"):
+            data = sources.fetch(image.row.ref, max_bytes=reading.max_bytes)
+        image.bytes = len(data)
+        return data
 
-    def decode_fetched(fetched: Future[bytes]) -> NDArray[np.uint8]:
-        return decode(fetched.result())
+    def decode_fetched(image_and_data: tuple[_Image, Future[bytes]]) -> NDArray[np.uint8]:
+        image, fetched = image_and_data
+        data = fetched.result()
+        with _timed(image, "decode"):
+            return decode(data)
 
+    images = [_Image(row) for row in rows]
     with (
         ThreadPoolExecutor(reading.read_ahead, "fetch") as fetchers,
         ThreadPoolExecutor(_DECODED_AHEAD, "decode") as decoders,
     ):
-        fetched = ahead(fetchers, fetch, rows, reading.read_ahead)
-        decoded = ahead(decoders, decode_fetched, fetched, _DECODED_AHEAD)
-        for row, image in zip(rows, decoded, strict=True):
-            yield _outcome(row, image, content)
+        fetched = ahead(fetchers, fetch, images, reading.read_ahead)
+        pairs = zip(images, fetched, strict=True)
+        decoded = ahead(decoders, decode_fetched, pairs, _DECODED_AHEAD)
+        for number, (image, rgb_HW3) in enumerate(zip(images, decoded, strict=True), start=1):
+            on_begin(image.row.image_id, image.row.ref.uri)
+            outcome = _outcome(image.row, rgb_HW3, content)
+            outcome[SECONDS] = image.seconds | outcome.get(SECONDS, {})
+            # Nothing further ahead can have been begun.
+            outcome[_READING] = _reading(image, images[number : number + reading.read_ahead + _DECODED_AHEAD])
+            yield outcome
+
+
+@contextmanager
+def _timed(image: _Image, phase: Phase) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        image.seconds[phase] = time.perf_counter() - start
+
+
+def _reading(done: _Image, behind: list[_Image]) -> Reading:
+    decoded = sum("decode" in image.seconds for image in behind)
+    fetched = sum("fetch" in image.seconds for image in behind)
+    return Reading(done.bytes, sum(image.begun for image in behind), fetched - decoded, decoded)
 
 
 def _outcome(row: ManifestRow, decoded: Future[NDArray[np.uint8]], content: Content) -> Row:

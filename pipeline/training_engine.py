@@ -27,6 +27,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
+from pipeline.cluster import cluster_address
 from pipeline.errors import EverymaskError, IncompleteRun, SettingsError
 from pipeline.training.distill import Plan, train
 
@@ -41,6 +42,7 @@ def train_on_ray(plan: Plan) -> None:
     If a worker is lost, all begin anew from the last checkpoint.
 
     Raises:
+        ClusterError: as `pipeline.engine.connected`.
         Diverged, StorageError, TrainingDataError: as `pipeline.training.distill.train`.
         IncompleteRun: workers were lost, or could not be started, too often.
         SettingsError: this machine has too few devices.
@@ -78,7 +80,7 @@ def _fit(plan: Plan, *, use_gpu: bool) -> None:
         trainer = TorchTrainer(
             _work,
             train_loop_config={"plan": plan},
-            torch_config=None if "RAY_ADDRESS" in os.environ else OnThisMachine(f"file://{folder}/workers"),
+            torch_config=None if cluster_address() else OnThisMachine(f"file://{folder}/workers"),
             scaling_config=ray.train.ScalingConfig(num_workers=plan.order.workers, use_gpu=use_gpu),
             run_config=ray.train.RunConfig(  # type: ignore[call-arg] # the types are those before version 2
                 name="everymask",
@@ -218,7 +220,7 @@ def _use_gpu(plan: Plan) -> bool:
     use_gpu = device == "cuda" or (device == "auto" and there.get("GPU", 0) > 0)
     kind = "GPU" if use_gpu else "CPU"
     if there.get(kind, 0) < workers:
-        if "RAY_ADDRESS" not in os.environ:
+        if cluster_address() is None:
             raise SettingsError(
                 f"{workers} workers need {workers} {kind}s, and there are {int(there.get(kind, 0))} here; use a "
                 "smaller --num-workers, or a cluster's RAY_ADDRESS."

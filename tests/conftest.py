@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulty_proxy import FaultyProxy, faulty_proxy
 from s3server import S3Server, run_s3_server
 from small_distillation import SIZE, write_store
 
 from jobs.seeded_checkpoint import seeded_checkpoint
 from pipeline.model.sam import SamModel
 from pipeline.model.weights import checkpoint_bytes, seeded_model
+from pipeline.storage import s3
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +24,16 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
+    """A proxy before the S3 server, to which S3's client is led."""
+    with faulty_proxy(s3_server.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        s3.client.cache_clear()
+        yield proxy
+    s3.client.cache_clear()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import skimage.data
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -36,7 +37,7 @@ KEEP_ALL = [
     *("--box-nms-thresh", "1"),
     *("--points-per-side", "2"),
 ]
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 
 
 def command(name: str, *flags: str | Path) -> list[str]:
@@ -108,9 +109,19 @@ def processes_with(text: str) -> list[Process]:
 
 
 def ray_workers(driver: int, title: str) -> list[Process]:
-    """Those with that title of the local Ray that a process started; its session is named after the process."""
-    [raylet] = [one for one in processes_with(f"_{driver}/") if "/raylet " in one.command]
-    return [worker for worker in processes_with(title) if worker.parent == raylet.pid]
+    """Those with that title of a process's local Ray: their parent, Ray's own process, is its child."""
+    children = {one.pid for one in processes_with("") if one.parent == driver}
+    return [worker for worker in processes_with(title) if worker.parent in children]
+
+
+def wait_for_ray_workers(driver: subprocess.Popen[Any], title: str, count: int) -> list[Process]:
+    """The same, as soon as there are `count` of them."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(workers := ray_workers(driver.pid, title)) != count:
+        assert driver.poll() is None, f"the command ended with {len(workers)} workers seen, of {count}"
+        assert time.monotonic() < deadline, f"{len(workers)} workers after {TIMEOUT_S} seconds, of {count}"
+        time.sleep(0.05)
+    return workers
 
 
 def jpeg(index: int, size: tuple[int, int] = (96, 128)) -> bytes:
@@ -145,11 +156,16 @@ def decode_here(config: RunConfig) -> Decode:
 
 
 def make_dataset(config: RunConfig, checkpoint: Path | str) -> Run:
-    """A finished dataset, made without Ray."""
+    """A finished dataset, made without Ray, as by workers of one CPU."""
     model = load_model(str(checkpoint), image_size=config.model.image_size)
     made = runs.open_run(config, weights_of(model))
-    for shard in range(made.shards):
-        make_shard(shard, config, content_of(config, model), decode_here(config), made.provenance)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for shard in range(made.shards):
+            make_shard(shard, config, content_of(config, model), decode_here(config), made.provenance)
+    finally:
+        torch.set_num_threads(threads)
     return made
 
 

@@ -10,21 +10,29 @@ ORDER = [
     "pipeline",
     "pipeline.config",
     "pipeline.errors",
+    "pipeline.cluster",
     "pipeline.storage",
     "pipeline.images",
     "pipeline.decoding",
     "pipeline.sources",
     "pipeline.manifest",
     "pipeline.model",
+    "pipeline.phases",
     "pipeline.amg",
     "pipeline.sa1b",
     "pipeline.overlay",
     "pipeline.contents",
     "pipeline.shard",
+    "pipeline.events",
     "pipeline.verify",
     "pipeline.importing",
     "pipeline.run",
     "pipeline.reconcile",
+    "pipeline.ledger",
+    "pipeline.board",
+    "pipeline.posting",
+    "pipeline.progress_file",
+    "pipeline.status",
     "pipeline.curation",
     "pipeline.export",
     "pipeline.reading",
@@ -34,13 +42,23 @@ ORDER = [
     "pipeline.training",
     "pipeline.evaluation",
     "pipeline.progress",
+    "pipeline.preemption",
+    "pipeline.engine_metrics",
+    "pipeline.engine_worker",
     "pipeline.engine",
     "pipeline.reading_engine",
     "pipeline.training_engine",
     "pipeline.curation_engine",
     "jobs",
 ]
-WITHOUT_TORCH = {"schemas", *ORDER[1:9], "pipeline.progress"}
+WITHOUT_TORCH = {
+    "schemas",
+    *ORDER[1:10],
+    "pipeline.progress",
+    "pipeline.preemption",
+    "pipeline.ledger",
+    "pipeline.board",
+}
 MODULES = sorted(path for name in ("schemas", "pipeline", "jobs") for path in (ROOT / name).rglob("*.py"))
 
 
@@ -81,9 +99,12 @@ def test_modules_import_only_from_those_before_them() -> None:
                 assert ORDER.index(house_of(imported)) <= ORDER.index(own), f"{path} imports {imported}"
 
 
-def test_only_the_engines_import_ray() -> None:
+def test_only_the_engines_and_the_cluster_import_ray() -> None:
     importers = {name_of(path) for path in MODULES if any(i.split(".")[0] == "ray" for i in imports_of(path))}
     assert importers == {
+        "pipeline.cluster",
+        "pipeline.engine_metrics",
+        "pipeline.engine_worker",
         "pipeline.engine",
         "pipeline.reading_engine",
         "pipeline.training_engine",

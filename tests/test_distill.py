@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import TIMEOUT_S, command, kill_at_first_checkpoint, ray_workers
+from running import TIMEOUT_S, command, kill_at_first_checkpoint, wait_for_ray_workers
 from seeded import PHOTOGRAPHS, reference_sam
 from small_distillation import SIZE, config_for, ids, lessons, order_of, write_store
 from torch import nn
@@ -224,23 +224,41 @@ class Pair:
         return self
 
 
-@pytest.mark.alone
-def test_two_workers_by_ray_train_do_what_one_would(shared: Path, tmp_path: Path) -> None:
-    output = tmp_path / "ray.safetensors"
-    flags = ["--store", shared, "--output", output, "--device", "cpu", "--precision", "fp32", "--batch-size", "4"]
-    flags += ["--steps", "3", "--warmup-steps", "4", "--ema-decay", "0", "--num-workers", "2"]
-    # Ray Train starts some ten processes, which takes minutes on a machine that has other work too.
-    done = subprocess.run(
-        command("jobs.distill", *flags), check=False, capture_output=True, text=True, timeout=2.5 * TIMEOUT_S
-    )
-    assert done.returncode == 0, done.stderr
-    assert "step 3, 100.0 %" in done.stderr
+def ray_flags(store: Path, output: Path, steps: int) -> list[str | Path]:
+    """With a checkpoint after each step."""
+    flags: list[str | Path] = ["--store", store, "--output", output, "--device", "cpu", "--precision", "fp32"]
+    flags += ["--batch-size", "4", "--steps", str(steps), "--num-workers", "2"]
+    return [*flags, "--checkpoint-minutes", "1e-9"]
 
-    config = config_for(shared, output, steps=3, num_workers=2)
-    made = plan(config)
-    optimizer = OptimizerConfig(steps=3, warmup_steps=4, precision="fp32", ema_decay=0)
+
+@pytest.mark.alone
+def test_two_workers_by_ray_train_one_of_which_is_lost_do_what_one_would(shared: Path, tmp_path: Path) -> None:
+    output, log, steps = tmp_path / "ray.safetensors", tmp_path / "log", 6
+    flags = [*ray_flags(shared, output, steps), "--warmup-steps", "8", "--ema-decay", "0"]
+    with log.open("w") as stream:
+        process = subprocess.Popen(command("jobs.distill", *flags), stderr=stream)
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while not Path(f"{output}.training").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        workers = wait_for_ray_workers(process, "ray::RayTrainWorker", 2)
+        os.kill(workers[-1].pid, signal.SIGKILL)
+        assert process.wait(TIMEOUT_S) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    text = log.read_text()
+    assert "workers failed, starting them anew" in text
+    begun = re.search(r"going on: step (\d+),", text)
+    assert begun
+    assert 1 <= int(begun[1]) < steps
+    assert f"step {steps}, 100.0 %" in text
+    assert load_model(str(output), "cpu").image_size == SIZE
+
+    made = plan(config_for(shared, output, steps=steps, num_workers=2))
+    optimizer = OptimizerConfig(steps=steps, warmup_steps=8, precision="fp32", ema_decay=0)
     training = Training(BothShares(Distillation(made.model)), made.model, optimizer)
-    shares = [lessons(made.order, 3, rank=rank) for rank in range(2)]
+    shares = [lessons(made.order, steps, rank=rank) for rank in range(2)]
     training.run([Pair(pair) for pair in zip(*shares, strict=True)], 1.0)
     found = read_checkpoint(str(output)).tensors
     encoder = published_tensors(made.model)
@@ -253,45 +271,9 @@ def test_two_workers_by_ray_train_do_what_one_would(shared: Path, tmp_path: Path
         all_differing.append(differing.flatten())
         assert parameter.requires_grad == name.startswith("image_encoder.")
     assert torch.cat(all_differing).float().mean() < 1e-3
-    assert math.isclose(
-        state_of(output)["position"]["losses"]["loss"], training.position.losses["loss"], rel_tol=1e-4
-    )
-
-
-def ray_flags(store: Path, output: Path, steps: int) -> list[str | Path]:
-    flags: list[str | Path] = ["--store", store, "--output", output, "--device", "cpu", "--precision", "fp32"]
-    return [
-        *flags,
-        "--batch-size",
-        "4",
-        "--steps",
-        str(steps),
-        "--num-workers",
-        "2",
-        "--checkpoint-minutes",
-        "1e-9",
-    ]
-
-
-@pytest.mark.alone
-def test_after_a_worker_is_lost_all_go_on_from_the_last_checkpoint(shared: Path, tmp_path: Path) -> None:
-    output, log = tmp_path / "ray.safetensors", tmp_path / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(command("jobs.distill", *ray_flags(shared, output, 8)), stderr=stream)
-    deadline = time.monotonic() + 2.5 * TIMEOUT_S
-    while not Path(f"{output}.training").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    workers = ray_workers(process.pid, "ray::RayTrainWorker")
-    assert len(workers) == 2, log.read_text()
-    os.kill(workers[-1].pid, signal.SIGKILL)
-    assert process.wait(2.5 * TIMEOUT_S) == 0, log.read_text()
-    text = log.read_text()
-    assert "workers failed, starting them anew" in text
-    begun = re.search(r"going on: step (\d+),", text)
-    assert begun
-    assert 1 <= int(begun[1]) < 8
-    assert state_of(output)["position"]["step"] == 8
-    assert load_model(str(output), "cpu").image_size == SIZE
+    position = state_of(output)["position"]
+    assert position["step"] == steps
+    assert math.isclose(position["losses"]["loss"], training.position.losses["loss"], rel_tol=1e-4)
 
 
 @pytest.mark.alone
@@ -303,7 +285,7 @@ def test_what_a_worker_raises_is_the_commands_exit_code(shared: Path, tmp_path: 
         check=False,
         capture_output=True,
         text=True,
-        timeout=2.5 * TIMEOUT_S,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 5, done.stderr
     [message] = [line for line in done.stderr.splitlines() if line.split(" ", 2)[-1].startswith("Diverged: ")]

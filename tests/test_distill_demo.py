@@ -19,9 +19,9 @@ from pipeline.training.config import DistillConfig
 from pipeline.training.distill import plan
 from pipeline.training.scenes import HELD_OUT_SEED, scene
 
-PICTURES, HELD_OUT, SIZE, STEPS = 40, 8, 128, 110
+PICTURES, HELD_OUT, SIZE, STEPS = 40, 8, 128, 70
 MARGIN: Final = 0.1
-"""By which the student's mIoU to the teacher's masks must be above the untrained student's. Found: 0.18."""
+"""By which the student's mIoU to the teacher's masks must be above the untrained student's. Found: 0.13."""
 
 
 def miou(scores: list[StudentScores]) -> float:
@@ -43,8 +43,8 @@ def test_a_student_of_the_demo_teacher_beats_an_untrained_one(tmp_path: Path) ->
     make_dataset(config, "demo")
 
     flags: list[str | Path] = ["--store", store, "--output", output, "--device", "cpu", "--steps", str(STEPS)]
-    flags += ["--learning-rate", "2e-3", "--warmup-steps", "10", "--ema-decay", "0.98", "--optimizer", "muon"]
-    flags += ["--checkpoint-minutes", "0.05"]
+    flags += ["--learning-rate", "1e-3", "--warmup-steps", "10", "--ema-decay", "0.97", "--precision", "fp32"]
+    flags += ["--checkpoint-minutes", "0.1"]
     kill_at_first_checkpoint(output, "jobs.distill", *flags)
     assert 1 <= torch.load(f"{output}.training", weights_only=True)["position"]["step"] < STEPS
     done = run("jobs.distill", *flags)

@@ -1,8 +1,10 @@
 """The engine on a real local Ray: what workers get, how often a shard is tried, where the board lives."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,9 +12,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import ray
+from running import processes_with
 
 from pipeline import engine
+from pipeline.board import Board
 from pipeline.config import ClusterConfig, MasksConfig, ModelConfig
+from pipeline.engine_worker import ShardWorker, last_line
 from pipeline.errors import IncompleteRun, SettingsError
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
@@ -70,47 +75,42 @@ def test_a_cluster_without_gpu_yet_is_waited_for(
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_shard_is_begun_six_times_and_then_left_out() -> None:
-    board = engine._Board()
-    worker = object.__new__(engine.ShardWorker)
-    worker._board = SimpleNamespace(begin=SimpleNamespace(remote=lambda shard: ray.put(board.begin(shard))))
-    assert [board.begin(5) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+    board = Board()
+    board.expect([5])
+    worker = object.__new__(ShardWorker)
+    worker._name = "worker"
+    worker._notice = cast(Any, SimpleNamespace(working=nullcontext, check=lambda: None))
+    worker._board = SimpleNamespace(begin=SimpleNamespace(remote=lambda *given: ray.put(board.begin(*given))))
+    assert [board.begin(5, "worker") for _ in range(6)] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(RuntimeError, match="shard 5 has killed its worker 6 times"):
         worker({"shard": np.array([5])})
+    [failed] = board.read().failed_shards
+    assert failed == {"shard": 5, "error": "it has killed its worker 6 times"}
+    assert board.over()
 
 
-LISTENING = """
-import contextlib
-import sys
-from pathlib import Path
-
-sys.path.insert(0, sys.argv[1])
-from running import processes_with
-
-from pipeline import engine
-
-with engine.connected():
-    session = Path(engine.ray._private.worker.global_worker.node.get_session_dir_path()).name
+def listening(session: str) -> set[str]:
+    """The addresses, as the kernel writes them, at which the processes of a Ray listen."""
     sockets = set()
     for process in processes_with(session):
         with contextlib.suppress(OSError):  # it has ended
             for file in Path(f"/proc/{process.pid}/fd").iterdir():
                 with contextlib.suppress(OSError):  # it is closed
                     sockets.add(str(file.readlink()))
+    found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                print("listens on", fields[1])
-"""
+                found.add(fields[1].split(":")[0])
+    return found
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_local_ray_listens_on_the_loopback_interface_only() -> None:
-    command = [sys.executable, "-c", LISTENING, str(Path(__file__).parent)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = {line.split()[-1].split(":")[0] for line in done.stdout.splitlines() if line.startswith("listens on")}
-    loopback = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF0000" + "0100007F"}  # as the kernel writes it
+    found = listening(Path(ray._private.worker.global_worker.node.get_session_dir_path()).name)
     assert found
-    assert found <= loopback, done.stdout
+    assert found <= {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF0000" + "0100007F"}
 
 
 LEFT_RUN = """
@@ -152,27 +152,17 @@ def test_no_scheduling_goes_on_after_a_run_was_left() -> None:
     assert done.stdout.splitlines()[-1] == "True False", done.stdout + done.stderr
 
 
-def test_a_stopped_run_writes_no_more() -> None:
-    board = engine._Board()
-    assert board.begin(1) == 1
-    assert board.may_write(1)
-    assert not board.close()  # shard 1 is being written
-    assert not board.may_write(2)
-    board.forget(1)
-    assert board.close()
-
-
 class Finished:
     """What Ray makes of some shards; it breaks at number 99."""
 
     def __init__(self, shards: list[int]) -> None:
         self.shards = shards
 
-    def iter_rows(self) -> Iterator[dict[str, str]]:
+    def iter_batches(self, **_: Any) -> Iterator[dict[str, list[str]]]:
         for shard in self.shards:
             if shard == 99:
                 raise ValueError("Traceback ...\n  in a worker\nOSError: no space left")
-            yield {"summary": ShardSummary(shard, 1, 0, {"empty": 1}, 9, 0.1).to_json()}
+            yield {"summary": [ShardSummary(shard, 1, 0, {"empty": 1}, 9, 0.1).to_json()]}
 
 
 def results(shards: list[int], monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[int]], Iterator[int]]:
@@ -220,7 +210,7 @@ class Board:  # of this script, so that its process need not import torch
         return ray.get_runtime_context().get_node_id()
 
 
-engine._Board = Board
+engine.Board = Board
 boards = [engine._board_here() for _ in range(5)]
 nodes = [ray.get(board.node.remote()) for board in boards]
 print(len(ray.nodes()), set(nodes) == {ray.get_runtime_context().get_node_id()})
@@ -236,4 +226,4 @@ def test_the_board_is_on_the_drivers_node() -> None:
 
 @pytest.mark.parametrize("text", ["", "\n \n", "first\n  at line 3\nValueError: the cause\n"])
 def test_the_last_line_of_an_error(text: str) -> None:
-    assert engine._last_line(ValueError(text)) in {repr(ValueError(text)), "ValueError: the cause"}
+    assert last_line(ValueError(text)) in {repr(ValueError(text)), "ValueError: the cause"}

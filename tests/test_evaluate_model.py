@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bsds_folder import write_bsds
-from running import KEEP_ALL, run, write_jpegs
+from running import KEEP_ALL, call, run, write_jpegs
 
 from jobs.evaluate_model import evaluate_model
 from jobs.seeded_checkpoint import seeded_checkpoint
@@ -45,7 +45,8 @@ def test_everything_at_once(tiny_checkpoint: Path, bsds: Path, tmp_path: Path) -
         *("--prompts-per-side", "3", "--peers", *KEEP_ALL),
     ]
     outputs = [tmp_path / "a.json", tmp_path / "b.json"]
-    runs = [run("jobs.evaluate_model", *flags, "--output", output) for output in outputs]
+    runs = [run("jobs.evaluate_model", *flags, "--output", outputs[0])]
+    runs.append(call("jobs.evaluate_model", *flags, "--output", outputs[1]))
     assert [finished.returncode for finished in runs] == [0, 0], runs[0].stderr
     tables = tables_of(outputs[0])
     assert tables == tables_of(outputs[1])
@@ -137,13 +138,14 @@ def test_a_photograph_without_segmentations_is_named(tmp_path: Path, tiny_checkp
         evaluate_model(config=EvaluationConfig(bsds=copy, model=ModelConfig(checkpoint=str(tiny_checkpoint))))
 
 
-def test_exit_codes(tiny_checkpoint: Path, bsds: Path, tmp_path: Path) -> None:
+def test_exit_codes(tiny_checkpoint: Path, bsds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for flags, code in (
         (["--bsds", bsds, "--device", "cuda"], 2),
         (["--bsds", tmp_path / "nowhere", "--device", "cuda"], 2),
         (["--bsds", tmp_path / "nowhere"], 3),
     ):
-        finished = run("jobs.evaluate_model", "--checkpoint", tiny_checkpoint, *flags, CUDA_VISIBLE_DEVICES="")
+        finished = call("jobs.evaluate_model", "--checkpoint", tiny_checkpoint, *flags)
         assert finished.returncode == code, finished.stderr
         assert finished.stdout == ""
         assert len(finished.stderr.splitlines()) == 1

@@ -3,27 +3,16 @@
 import io
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
-from faulty_proxy import DELAY_S, Fault, FaultyProxy, faulty_proxy
-from s3server import S3Server
+from faulty_proxy import DELAY_S, Fault, FaultyProxy
 
 from pipeline.storage import s3
 
 DATA = bytes(range(256)) * 2000
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
-    """A proxy, to which S3's client is led."""
-    with faulty_proxy(s3_server.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        s3.client.cache_clear()
-        yield proxy
-    s3.client.cache_clear()
 
 
 def read(uri: str) -> bytes:

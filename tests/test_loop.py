@@ -51,10 +51,10 @@ def test_every_part_of_the_model_is_trained() -> None:
 
 def test_training_in_bfloat16_learns_and_keeps_float32_weights() -> None:
     [batch] = [Batches(scene_source(64, 0), **FEW)[0]]
-    begun = training(OptimizerConfig(steps=40, warmup_steps=2, learning_rate=1e-3), grouping=0.2)
+    begun = training(OptimizerConfig(steps=30, warmup_steps=2, learning_rate=1e-3), grouping=0.2)
     assert begun.config.precision == "bf16"
     history = []
-    begun.run(iter([batch] * 40), 1, lambda t: history.append(dict(t.position.losses)))
+    begun.run(iter([batch] * 30), 1, lambda t: history.append(dict(t.position.losses)))
     assert {p.dtype for p in begun.objective.parameters()} == {torch.float32}
     with torch.no_grad():
         losses = Coupled(begun.model.eval())(batch, 0)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def test_gradients_are_clipped() -> None:
 
 
 def test_muon_takes_the_matrices_of_linear_layers() -> None:
-    begun = training(steps(3, optimizer="muon"), **ALONE)
+    begun = training(steps(1, optimizer="muon", warmup_steps=0), grouping=0.5)
     muon, adamw = begun.optimizers
     taken = [{id(p) for group in one.param_groups for p in group["params"]} for one in (muon, adamw)]
     names = {id(p): name for name, p in begun.objective.named_parameters()}
@@ -108,22 +108,36 @@ def test_muon_takes_the_matrices_of_linear_layers() -> None:
     assert not {name for name in still if "hypernetworks" not in name}
 
 
-@pytest.mark.parametrize("changed", [{}, {"optimizer": "muon"}])
-def test_a_resumed_training_is_the_undisturbed_one(tmp_path: Path, changed: dict[str, str]) -> None:
-    whole = training(steps(6, **changed), **ALONE)
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_cpu_slow_at_bfloat16_is_said(
+    *, supported: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    training(steps(1))
+    assert not caplog.messages
+    training(steps(1, optimizer="muon"))
+    training(steps(1, precision="bf16"))
+    avoided = [message.rpartition("avoid ")[2] for message in caplog.messages]
+    assert avoided == ([] if supported else ["--optimizer muon.", "--precision bf16."])
+
+
+@pytest.mark.parametrize(("optimizer", "count"), [("adamw", 6), ("muon", 2)])
+def test_a_resumed_training_is_the_undisturbed_one(tmp_path: Path, optimizer: str, count: int) -> None:
+    config = steps(count, optimizer=optimizer)
+    whole = training(config, **ALONE)
     losses: list[float] = []
     whole.run(batches(), 1, lambda t: losses.append(t.position.losses["loss"]))
     uri = str(tmp_path / "x.training")
-    first = training(steps(6, **changed), **ALONE)
+    first = training(config, **ALONE)
     first.run(batches(), 0.5)
     Checkpoints(uri, 1, {"seed": 1}).write(first)
-    second = training(steps(6, **changed), **ALONE)
+    second = training(config, **ALONE)
     checkpoints = Checkpoints(uri, 1, {"seed": 1})
     assert checkpoints.resume(second)
     assert second.position == first.position
     resumed: list[float] = []
-    second.run(batches(3), 1, lambda t: resumed.append(t.position.losses["loss"]))
-    assert resumed == pytest.approx(losses[3:], abs=1e-5)
+    second.run(batches(count // 2), 1, lambda t: resumed.append(t.position.losses["loss"]))
+    assert resumed == pytest.approx(losses[count // 2 :], abs=1e-5)
     for name, value in whole.average.items():
         torch.testing.assert_close(second.average[name], value, atol=1e-5, rtol=1e-4)
     with pytest.raises(TrainingDataError, match=r"seed \(1 there, 2 here\)"):

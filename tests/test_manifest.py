@@ -1,6 +1,10 @@
 """The manifest: the same for any order of listing, and one shard is one row group."""
 
+import hashlib
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -164,3 +168,67 @@ def test_a_shard_on_s3_is_read_in_ranges(bucket: str, monkeypatch: pytest.Monkey
     assert len(ranges) <= 4
     assert sum(ranges) < size / 2  # type: ignore[operator]
     assert info.shards == 100
+
+
+def test_the_digest_is_that_of_the_rows_as_json(tmp_path: Path) -> None:
+    """However awkward the names are: a digest that is made in another way refuses every run that is there."""
+    awkward = [
+        '"quoted"',
+        "back\\slash",
+        "Größe/日本",
+        "e\u0301",
+        "\U0001f600",
+        "tab\there",
+        "del\x7f",
+        "a, b",
+        "null",
+    ]
+    for names in (["plain", 'q"', "b\\"], awkward):
+        refs = [ImageRef(f"s3://b/{name}", i, f'"{name}"', None, None) for i, name in enumerate(names)]
+        refs += [ImageRef(f"tar://m::s3://c/{name}", None, None, f"s3://c/{name}", 512) for name in names]
+        in_order = sorted(refs, key=lambda ref: (ref.container or ref.uri, ref.uri))
+        expected = hashlib.sha256("".join(map(json.dumps, in_order)).encode()).hexdigest()
+        assert write_manifest(refs[::-1], str(tmp_path), images_per_shard=4).digest == expected
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from pipeline import manifest
+from pipeline.manifest import write_manifest
+from pipeline.sources import ImageRef
+
+manifest.RUNS_OPEN = 4
+
+def listing(count):
+    for index in range(count):
+        shuffled = index * 2_654_435_761 % 2**32
+        yield ImageRef(f"s3://bucket/{shuffled:010d}/{'x' * 400}.jpg", 1, None, None, None)
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
+
+output, rows = sys.argv[1], 2_000
+write_manifest(listing(8 * rows), output, images_per_shard=64, rows_in_memory=rows)
+before = peak()
+write_manifest(listing(60 * rows), output, images_per_shard=64, rows_in_memory=rows)
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_listing(tmp_path: Path) -> None:
+    """Rows of half a kilobyte, 16,000 and then 120,000 of them: sorted runs are merged, and merged again."""
+    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    assert int(done.stdout) < 80  # all of them at once take twice that
+
+
+def test_shards_of_very_large_images_come_first(tmp_path: Path) -> None:
+    sizes = [10, 10, 10, 900, 10, 20, 10, 5000, None, 10]
+    refs = [ImageRef(f"file:///{index:02d}.jpg", size, None, None, None) for index, size in enumerate(sizes)]
+    output = tmp_path.as_uri()
+    manifest.write_manifest(refs, output, images_per_shard=1)
+    assert manifest.largest_first(output, list(range(10))) == [7, 0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert manifest.largest_first(output, [8, 5, 3, 2, 1, 0]) == [3, 8, 5, 2, 1, 0]
+    assert manifest.largest_first(output, []) == []

@@ -10,7 +10,7 @@ from running import TIMEOUT_S, rows
 
 from pipeline.amg import rle
 
-GROWTH_IMAGES: Final = int(os.environ.get("EVERYMASK_GROWTH_IMAGES", "1500"))
+GROWTH_IMAGES: Final = int(os.environ.get("EVERYMASK_GROWTH_IMAGES", "5000"))
 """Case 44 says 10,000, which take some minutes."""
 
 SIDE: Final = 12_000

@@ -162,10 +162,13 @@ def test_overwrite_begins_anew(tmp_path: Path, model: SamModel) -> None:
     run = opened(settings(tmp_path))
     make(run, 0, model)
     (tmp_path / "out" / "mine.txt").write_text("not everymask's")
+    for name in ("progress.json", "summary.json"):
+        (tmp_path / "out" / name).write_text("{}")
     again = opened(settings(tmp_path, images_per_shard=5, overwrite=True))
     assert again.shards == 1
     assert reconcile.shards_to_do(again) == [0]
     assert (tmp_path / "out" / "mine.txt").exists()
+    assert not {"progress.json", "summary.json"} & {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_overwrite_deletes_nothing_before_there_is_something_new(tmp_path: Path, model: SamModel) -> None:

@@ -75,7 +75,7 @@ def test_no_secret_in_logs_errors_and_documents(
     checked = call("jobs.verify_masks", "--output", tmp_path / "out")
     assert checked.returncode == 0, checked.stderr
     files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {path.name for path in files} == {"run.json", "summary.json", "part-00000.parquet"}
+    assert {path.name for path in files} == {"run.json", "progress.json", "summary.json", "part-00000.parquet"}
     said = [caplog.text, checked.stdout, checked.stderr]
     said += [without_addresses(path) if path.suffix == ".parquet" else path.read_text() for path in files]
     assert SECRET not in "".join(said)

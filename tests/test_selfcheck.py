@@ -51,6 +51,11 @@ def test_a_checkpoint_without_expectation_passes(seed: int, tmp_path: Path) -> N
     assert checked_model(ModelConfig(checkpoint=str(path), device="cpu")).expected is None
 
 
+def test_a_checkpoint_at_another_size_than_its_own_passes_without_its_answers(checkpoint: str) -> None:
+    checked = checked_model(ModelConfig(checkpoint=checkpoint, device="cpu", image_size=SIZE // 2))
+    assert (checked.image_size, checked.expected) == (SIZE // 2, None)
+
+
 def test_a_checkpoint_of_another_model_than_was_named_is_refused(checkpoint: str) -> None:
     with pytest.raises(CheckpointError, match="holds mobile_sam, not vit_b"):
         checked_model(ModelConfig(checkpoint=checkpoint, model="vit_b", device="cpu"))

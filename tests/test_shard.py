@@ -22,7 +22,7 @@ from pipeline.config import AmgConfig, EmbeddedImagesConfig, EmbeddingsConfig, I
 from pipeline.contents import content_of, masks_content, rows_of
 from pipeline.images import decode_image
 from pipeline.model import SamModel, load_model
-from pipeline.shard import make_shard, read_footer
+from pipeline.shard import ImageDone, make_shard, read_footer
 from pipeline.storage import canonical_uri
 from pipeline.verify import faults_of_shard
 from schemas.embeddings import embeddings_schema
@@ -239,23 +239,34 @@ def test_rows_do_not_depend_on_threads(tmp_path: Path, model: SamModel) -> None:
     assert one == many
 
 
-def test_progress_is_told_after_each_image(tmp_path: Path, model: SamModel) -> None:
+def test_progress_is_told_before_and_after_each_image(tmp_path: Path, model: SamModel) -> None:
     folder = write_jpegs(tmp_path / "in", 2)
     (folder / "broken.jpg").write_bytes(b"x")
     config = MasksConfig(
         images=canonical_uri(str(folder)), output=canonical_uri(str(tmp_path / "out")), amg=ALL_MASKS
     )
     manifest.write_manifest(sources.find_images(config.images, Counter()), config.output, images_per_shard=9)
-    told: list[tuple[int, int, int]] = []
+    begun: list[tuple[int, tuple[int, str]]] = []
+    told: list[ImageDone] = []
     make_shard(
         0,
         config,
         content_of(config, model),
         decode_here(config),
         PROVENANCE,
-        on_image=lambda *counts: told.append(counts),
+        on_begin=lambda *image: begun.append((len(told), image)),
+        on_image=told.append,
     )
-    assert told == [(1, 12, 0), (2, 24, 0), (3, 24, 1)]
+    uris = [(folder / name).as_uri() for name in ("0000.jpg", "0001.jpg", "broken.jpg")]
+    assert begun == list(enumerate(enumerate(uris)))
+    assert [image.uri for image in told] == uris
+    assert [(image.image_id, image.status, image.masks, image.failed) for image in told] == [
+        (0, "ok", 12, False),
+        (1, "ok", 12, False),
+        (2, "not_an_image", 0, True),
+    ]
+    sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
+    assert [image.reading.bytes for image in told if image.reading] == sizes
 
 
 def test_rle_in_a_row_decodes_to_its_area_and_size(tmp_path: Path, model: SamModel) -> None:

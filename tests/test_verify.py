@@ -160,7 +160,7 @@ def test_a_shard_of_another_run_is_named(dataset: Dataset) -> None:
 
 def test_the_command_names_faults_and_removes_damage(dataset: Dataset) -> None:
     output = dataset[0]
-    assert run("jobs.verify_masks", "--output", output).returncode == 0
+    assert run("jobs.verify_masks", "--output", output, "--processes", "2").returncode == 0
     path = shard_path(output, 1)
     path.write_bytes(b"PAR1")
     checked = call("jobs.verify_masks", "--output", output, "--processes", "1")

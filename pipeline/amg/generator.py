@@ -24,6 +24,7 @@ from pipeline.amg.selection import Crop, select
 from pipeline.config import AmgConfig
 from pipeline.model.memory import is_out_of_memory
 from pipeline.model.sam import Embedding, PreparedImage, SamModel
+from pipeline.phases import PhaseClock
 
 _MASKS_A_PROMPT: Final = 3
 
@@ -71,31 +72,31 @@ class MaskGenerator:
         return self.generate_with_funnel(rgb_HW3, embedding)[0]
 
     def generate_with_funnel(
-        self, rgb_HW3: NDArray[np.uint8], embedding: Embedding | None = None
+        self, rgb_HW3: NDArray[np.uint8], embedding: Embedding | None = None, clock: PhaseClock | None = None
     ) -> tuple[list[dict[str, Any]], Funnel]:
-        """What `generate` returns, and how many masks each filter dropped."""
+        """What `generate` returns, and how many masks each filter dropped; the clock measures the phases."""
         if rgb_HW3.dtype != np.uint8 or rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3:
             raise ValueError(f"an image is uint8 H x W x 3, not {rgb_HW3.dtype} {rgb_HW3.shape}")
         config = self.config
+        clock = clock or PhaseClock(self.model.device)
         crop_boxes, layers = generate_crop_boxes(
             rgb_HW3.shape[:2], config.crop_n_layers, config.crop_overlap_ratio
         )
         crops = [
-            self._of_crop(rgb_HW3, crop_box, self._point_grids[layer], embedding if layer == 0 else None)
+            self._of_crop(rgb_HW3, crop_box, self._point_grids[layer], embedding if layer == 0 else None, clock)
             for crop_box, layer in zip(crop_boxes, layers, strict=True)
             if crop_box[0] < crop_box[2] and crop_box[1] < crop_box[3]  # slivers have crops without pixels
         ]
-        masks = [mask for masks_of_crop, _ in crops for mask in masks_of_crop]
-        distinct_in_crops = len(masks)
-        if len(crop_boxes) > 1 and masks:
-            boxes = torch.tensor([mask.box_xyxy for mask in masks])
-            frames = torch.tensor([mask.crop_box_xyxy for mask in masks])
-            masks = [masks[i] for i in filters.nms_across_crops(boxes, frames, config.crop_nms_thresh).tolist()]
-        if config.min_mask_region_area > 0:
-            box_iou = max(config.box_nms_thresh, config.crop_nms_thresh)
-            masks = without_small_regions(masks, config.min_mask_region_area, box_iou)
-        funnel = sum((of_crop for _, of_crop in crops), Funnel(duplicates=distinct_in_crops - len(masks)))
-        return [mask.record(config.output_mode) for mask in masks], funnel
+        with clock.phase("post_process"):
+            masks = [mask for masks_of_crop, _ in crops for mask in masks_of_crop]
+            distinct_in_crops = len(masks)
+            if len(crop_boxes) > 1 and masks:
+                masks = _distinct_across_crops(masks, config.crop_nms_thresh)
+            if config.min_mask_region_area > 0:
+                box_iou = max(config.box_nms_thresh, config.crop_nms_thresh)
+                masks = without_small_regions(masks, config.min_mask_region_area, box_iou)
+            funnel = sum((of_crop for _, of_crop in crops), Funnel(duplicates=distinct_in_crops - len(masks)))
+            return [mask.record(config.output_mode) for mask in masks], funnel
 
     def masks_of_crop(
         self,
@@ -112,7 +113,8 @@ class MaskGenerator:
             grid_N2: Prompts x, y in 0..1 of the crop.
             embedding: Of the crop, where the model has encoded it before.
         """
-        return self._of_crop(rgb_HW3, crop_box_xyxy, grid_N2, embedding)[0]
+        clock = PhaseClock(self.model.device)
+        return self._of_crop(rgb_HW3, crop_box_xyxy, grid_N2, embedding, clock)[0]
 
     def _of_crop(
         self,
@@ -120,34 +122,43 @@ class MaskGenerator:
         crop_box_xyxy: list[int],
         grid_N2: NDArray[np.float64],
         embedding: Embedding | None,
+        clock: PhaseClock,
     ) -> tuple[list[Mask], Funnel]:
         """What `masks_of_crop` returns, and its funnel."""
-        image_size = rgb_HW3.shape[:2]
         left, top, right, bottom = crop_box_xyxy
-        embedding = embedding or self.model.encode(rgb_HW3[top:bottom, left:right])
-        image = self.model.prepare(embedding)
+        with clock.phase("encode"):
+            embedding = embedding or self.model.encode(rgb_HW3[top:bottom, left:right])
         points_N2 = grid_N2 * [right - left, bottom - top]
         step = self.config.points_per_batch
-        found = [
-            part
-            for start in range(0, len(points_N2), step)
-            for part in self._found(image, points_N2, slice(start, start + step))
-        ]
-        crop = Crop(embedding, crop_box_xyxy, image_size)
+        with clock.phase("decode_masks"):
+            image = self.model.prepare(embedding)
+            found = [
+                part
+                for start in range(0, len(points_N2), step)
+                for part in self._found(image, points_N2, slice(start, start + step))
+            ]
+        with clock.phase("post_process"):
+            return self._masks_of(found, Crop(embedding, crop_box_xyxy, rgb_HW3.shape[:2]), points_N2)
+
+    def _masks_of(
+        self, found: list[Found], crop: Crop, points_N2: NDArray[np.float64]
+    ) -> tuple[list[Mask], Funnel]:
+        """The confident masks of a crop that stay, in the image's frame, and the crop's funnel."""
+        left, top, _, _ = crop.box_xyxy
         candidates, dropped = select(found, crop, self.model.image_size, self.config)
         confident = sum(len(part.predicted_iou_N) for part in found)
         funnel = replace(dropped, candidates=_MASKS_A_PROMPT * len(points_N2), confident=confident)
         rles = [
             encoded
             for masks in full_size_masks(
-                candidates.logits_NSS, embedding, self.model.image_size, self.config.memory_budget
+                candidates.logits_NSS, crop.embedding, self.model.image_size, self.config.memory_budget
             )
-            for encoded in rle.encode_in_image(masks, crop_box_xyxy, image_size)
+            for encoded in rle.encode_in_image(masks, crop.box_xyxy, crop.of_image)
         ]
         boxes = candidates.boxes_N4_xyxy.cpu() + torch.tensor([left, top, left, top])
         points = points_N2[candidates.prompts_N.cpu().numpy()] + [left, top]
         masks = [
-            Mask(*fields, crop_box_xyxy)
+            Mask(*fields, crop.box_xyxy)
             for fields in zip(
                 rles,
                 boxes.tolist(),
@@ -184,3 +195,9 @@ class MaskGenerator:
         prompts_N = confident_N3.nonzero()[:, 0] + prompts.start
         boxes = bounds(logits, image.embedding, self.model.image_size)
         return Found(logits, iou_N3[confident_N3], prompts_N, boxes)
+
+
+def _distinct_across_crops(masks: list[Mask], box_iou: float) -> list[Mask]:
+    boxes = torch.tensor([mask.box_xyxy for mask in masks])
+    frames = torch.tensor([mask.crop_box_xyxy for mask in masks])
+    return [masks[i] for i in filters.nms_across_crops(boxes, frames, box_iou).tolist()]

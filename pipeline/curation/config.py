@@ -75,7 +75,7 @@ class CurationConfig(_Settings):
     input: str
     """What jobs.generate_masks or jobs.curate_masks was given as --output: a finished run."""
     output: str
-    """Folder or prefix that receives run.json, manifest/, masks/ and summary.json."""
+    """Folder or prefix that receives run.json, manifest/, masks/, progress.json and summary.json."""
     steps: Annotated[StepsConfig, Parameter(name="*")] = StepsConfig()
     overwrite: bool = False
     """Delete the curated run that the output holds, the same one too, and start anew."""

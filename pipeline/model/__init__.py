@@ -39,14 +39,15 @@ def load_model(
     """
     target = pick_device(device)
     checkpoint = read_checkpoint(name_or_checkpoint_uri)
-    size = image_size or checkpoint.metadata.get("image_size") or PUBLISHED_IMAGE_SIZE
+    own_size = checkpoint.metadata.get("image_size") or PUBLISHED_IMAGE_SIZE
+    size = image_size or own_size
     model = SamModel(architecture_of(checkpoint.tensors), size, precision)
     untouched = {name: value.clone() for name, value in model.state_dict().items()}
     load_tensors(model, checkpoint.tensors, name_or_checkpoint_uri)
     if all(torch.equal(value, untouched[name]) for name, value in model.state_dict().items()):
         raise SelfCheckError(f"Loading {name_or_checkpoint_uri} left the model as it was.")
     model.weights_sha256 = checkpoint.sha256
-    model.expected = checkpoint.metadata.get("expected")
+    model.expected = checkpoint.metadata.get("expected") if size == own_size else None  # answers at that size
     model.thresholds = THRESHOLDS | checkpoint.metadata.get("thresholds", {})
     return model.to(target)
 

@@ -1,6 +1,5 @@
 """`ImageRef`, and what a name alone says of a file."""
 
-from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 COMPRESSED_TARS: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -18,7 +17,10 @@ class ImageRef(NamedTuple):
 
 
 def suffix_of(uri: str) -> str:
-    return PurePosixPath(uri.rpartition("/")[2]).suffix.lower()
+    """With its dot, in lower case; empty for a name without, as for `.hidden` and `ends.`."""
+    name = uri.rpartition("/")[2]
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def label_of(uri: str) -> str:

@@ -10,6 +10,7 @@ import fsspec
 
 from pipeline.storage.attempts import attempt, http_status
 from pipeline.storage.files import FileInfo
+from pipeline.storage.parallel import LISTERS, Listed, Request, listed
 
 _RENAMING: Final = frozenset({"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs"})
 """Those that write a file bit by bit, and whose `mv` is a renaming."""
@@ -74,14 +75,20 @@ def names(uri: str) -> Iterator[str]:
 def walk(uri: str, _stem: str, depth: int | None) -> Iterator[FileInfo]:
     fs, path = attempt("list", uri, lambda: _filesystem(uri))
     start = len(path)
-    folders = [path]
-    while folders:
-        for entry in attempt("list", uri, functools.partial(_entries, fs, folders.pop())):
-            below = entry["name"][start:].lstrip("/")
+
+    def below(folder: str) -> Listed:
+        files: list[FileInfo] = []
+        folders: list[Request] = []
+        for entry in attempt("list", uri, functools.partial(_entries, fs, folder)):
+            name = entry["name"][start:].lstrip("/")
             if entry["type"] != "directory":
-                yield _file_info(f"{uri}{'' if uri.endswith('/') else '/'}{below}", entry)
-            elif depth is None or below.count("/") < depth:
-                folders.append(entry["name"])
+                files.append(_file_info(f"{uri}{'' if uri.endswith('/') else '/'}{name}", entry))
+            elif depth is None or name.count("/") < depth:
+                folders.append(functools.partial(below, entry["name"]))
+        return Listed(files, folders)
+
+    # Those that are not asynchronous may hold one connection, as SFTP does.
+    return listed(functools.partial(below, path), LISTERS if fs.async_impl else 1)
 
 
 def folder_exists(uri: str) -> bool:

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from typing import IO, Any, Final
 
 import fsspec
@@ -12,11 +13,18 @@ from fsspec.asyn import sync
 from pipeline.errors import ChangedError, StorageError
 from pipeline.storage.attempts import attempt, http_status, redact
 from pipeline.storage.files import FileInfo
+from pipeline.storage.parallel import Listed, Request, listed
 
 _CONNECT_TIMEOUT_S: Final = 10
 _READ_TIMEOUT_S: Final = 60
 _CONNECTIONS: Final = 64
 
+_LARGE_FOLDERS: Final = 4
+"""Folders in a page at most, for each of them to be worth a request."""
+_FOLDER_PAGES: Final = 10
+"""Pages of folders at most: the names are in memory, and who has more has small ones among them."""
+
+_ISO_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _BUCKET: Final = re.compile(r"[a-zA-Z0-9._-]+")
 
 
@@ -35,7 +43,18 @@ def client() -> Any:
         },
     )
     fs.retries = 1
+    fs.connect()
+    fs.session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     return fs
+
+
+def _timestamp(value: Any) -> Any:
+    """A time as botocore understands it. Its own way is four fifths of reading a listing: one a key."""
+    if isinstance(value, str) and _ISO_TIME.fullmatch(value):
+        return datetime.fromisoformat(value)
+    from botocore.utils import parse_timestamp  # noqa: PLC0415 (comes with s3fs, which need not be installed)
+
+    return parse_timestamp(value)
 
 
 os.register_at_fork(after_in_child=client.cache_clear)
@@ -83,20 +102,69 @@ def delete(uri: str) -> None:
 
 
 def names(uri: str) -> Iterator[str]:
-    for page in _pages(uri, Delimiter="/"):
-        start = len(page.get("Prefix", ""))
+    bucket, key = _bucket_and_key(uri)
+    prefix = f"{key}/" if key else ""
+    token: dict[str, str] = {}
+    while True:
+        page = _page(uri, bucket, prefix, Delimiter="/", **token)
         for item in page.get("Contents", ()):
-            if name := item["Key"][start:]:
+            if name := item["Key"][len(prefix) :]:
                 yield name
         for item in page.get("CommonPrefixes", ()):
-            yield item["Prefix"][start:-1]
+            yield item["Prefix"][len(prefix) : -1]
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def walk(uri: str, stem: str, _depth: int | None) -> Iterator[FileInfo]:
+    bucket, key = _bucket_and_key(uri)
+    return listed(functools.partial(_begin, uri, bucket, f"{key}/{stem}" if key else stem))
+
+
+def _begin(uri: str, bucket: str, prefix: str) -> Listed:
+    """The keys of a prefix, if a page holds them; else how to list them.
+
+    Folder by folder where those of the first page are large: elsewhere that would be a request for a few keys.
+    """
+    page = _page(uri, bucket, prefix)
+    if not page.get("IsTruncated"):
+        return Listed(_files(uri, page), [])
+    below = (item["Key"][len(prefix) :].partition("/") for item in page["Contents"])
+    if 1 <= len({name for name, slash, _ in below if slash}) <= _LARGE_FOLDERS:
+        return Listed([], [functools.partial(_by_folder, uri, bucket, prefix)])
+    return Listed(_files(uri, page), [_next_page(uri, bucket, prefix, page)])
+
+
+def _by_folder(uri: str, bucket: str, prefix: str) -> Listed:
+    """The keys directly below a prefix, and its folders to list; all of it in one row if there are too many."""
+    files: list[FileInfo] = []
+    folders: list[str] = []
+    token: dict[str, str] = {}
+    for _ in range(_FOLDER_PAGES):
+        page = _page(uri, bucket, prefix, Delimiter="/", **token)
+        files += _files(uri, page)
+        folders += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+        if not page.get("IsTruncated"):
+            return Listed(files, [functools.partial(_begin, uri, bucket, folder) for folder in folders])
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+    return Listed([], [functools.partial(_in_a_row, uri, bucket, prefix)])
+
+
+def _in_a_row(uri: str, bucket: str, prefix: str, **token: str) -> Listed:
+    """One page of all keys of a prefix, and the next one to list."""
+    page = _page(uri, bucket, prefix, **token)
+    more = [_next_page(uri, bucket, prefix, page)] if page.get("IsTruncated") else []
+    return Listed(_files(uri, page), more)
+
+
+def _next_page(uri: str, bucket: str, prefix: str, page: dict[str, Any]) -> Request:
+    return functools.partial(_in_a_row, uri, bucket, prefix, ContinuationToken=page["NextContinuationToken"])
+
+
+def _files(uri: str, page: dict[str, Any]) -> list[FileInfo]:
     root = "/".join(uri.split("/", 3)[:3])
-    for page in _pages(uri, stem):
-        for item in page.get("Contents", ()):
-            yield FileInfo(f"{root}/{item['Key']}", item["Size"], item.get("ETag"))
+    return [FileInfo(f"{root}/{item['Key']}", item["Size"], item.get("ETag")) for item in page.get("Contents", ())]
 
 
 def folder_exists(uri: str) -> bool:
@@ -118,13 +186,8 @@ async def _body(body: Any) -> bytes:
         body.close()
 
 
-def _pages(uri: str, stem: str = "", **request: str) -> Iterator[dict[str, Any]]:
-    """The listing below a folder, a page of at most 1,000 keys at a time, in the order of the keys."""
-    bucket, key = _bucket_and_key(uri)
-    request |= {"Bucket": bucket, "Prefix": f"{key}/{stem}" if key else stem}
-    while True:
-        page = attempt("list", uri, lambda: client().call_s3("list_objects_v2", **request))
-        yield page
-        if not page.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = page["NextContinuationToken"]
+def _page(uri: str, bucket: str, prefix: str, **request: str) -> dict[str, Any]:
+    """At most 1,000 of the keys that begin with a prefix; with `Delimiter="/"` its folders in place of theirs."""
+    request |= {"Bucket": bucket, "Prefix": prefix}
+    page: dict[str, Any] = attempt("list", uri, lambda: client().call_s3("list_objects_v2", **request))
+    return page

@@ -67,6 +67,8 @@ class Training:
         self.average = copy.deepcopy(model.state_dict())
         self.position = Position()
         self.optimizers = _optimizers(objective, config)
+        if self.device.type == "cpu":
+            _say_if_slow(config)
 
     @property
     def device(self) -> torch.device:
@@ -242,6 +244,16 @@ def _of_all_workers(names: tuple[str, ...]) -> list[str]:
     gathered: list[tuple[str, ...]] = [()] * distributed.get_world_size()
     distributed.all_gather_object(gathered, names)
     return [name for names in gathered for name in names]
+
+
+def _say_if_slow(config: OptimizerConfig) -> None:
+    """Of a CPU without instructions for bfloat16, which Muon's orthogonalisation uses at any precision."""
+    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not there or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return  # where oneDNN is missing, as on a Mac, it cannot be asked
+    slow = {"--precision bf16": config.precision == "bf16", "--optimizer muon": config.optimizer == "muon"}
+    if flags := [flag for flag, used in slow.items() if used]:
+        _log.warning("This CPU computes bfloat16 many times slower than float32; avoid %s.", " and ".join(flags))
 
 
 def _optimizers(objective: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pyarrow.fs
-import torch
 from running import jpeg, make_dataset, rows
 from s3server import S3Server
 
@@ -28,12 +27,7 @@ def make_undisturbed(images: str, output: str, checkpoint: Path, images_per_shar
         amg=AmgConfig(points_per_side=2, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1),
         model=ModelConfig(checkpoint=f"file://{checkpoint}", device="cpu"),
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a worker of one CPU has
-    try:
-        make_dataset(config, checkpoint)
-    finally:
-        torch.set_num_threads(threads)
+    make_dataset(config, checkpoint)
 
 
 def contents(server: S3Server, output: str) -> list[str]:

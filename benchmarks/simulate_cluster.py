@@ -1,0 +1,381 @@
+"""What a run on many machines would take: simulated, from what a worker takes here.
+
+    python benchmarks/simulate_cluster.py --measure measured.json
+    python benchmarks/simulate_cluster.py --measured measured.json [--image-seconds 0.05] [--price 2.0]
+        [--sections scale reclaims sizes depth skew] [--output FILE.md]
+    python benchmarks/simulate_cluster.py --compare
+
+`--measure` makes a shard of photographs' pieces as a worker does, alone and with a second one beside it, and notes
+the seconds of each image. `--image-seconds` puts another device in the place of this one: an assumption, which the
+tables name. `--compare` measures, simulates runs of 1 and 2 workers, makes them, and tells how far off it was. All
+runs have the same images, the demo weights and 8 points per side, unless the flags say otherwise.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+ROOT: Final = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from cluster_model import SHARDS_AT_ONCE, Cluster, Measured, Outcome, Store, simulate  # noqa: E402
+from reporting import origin, table  # noqa: E402
+from running import jpeg  # noqa: E402
+
+from pipeline import manifest, sources  # noqa: E402
+from pipeline import run as runs  # noqa: E402
+from pipeline.amg.selfcheck import checked_model  # noqa: E402
+from pipeline.config import AmgConfig, MasksConfig, ModelConfig  # noqa: E402
+from pipeline.contents import content_of, weights_of  # noqa: E402
+from pipeline.decoding import Decoders  # noqa: E402
+from pipeline.shard import make_shard  # noqa: E402
+
+PIECE: Final = (321, 481)
+"""Height and width of the pieces of photographs."""
+SIZES: Final = {"SA-1B, 11 million": 11_000_000, "one billion": 1_000_000_000}
+WORKERS: Final = (1, 10, 100, 1000)
+S3_READS: Final = 5500.0
+"""Requests a second for one prefix, as S3's documentation has it."""
+SECTIONS: Final = ("scale", "reclaims", "sizes", "depth", "skew")
+
+
+def main() -> None:
+    """Measure, compare, or simulate and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", type=Path, metavar="FILE", help="measure a worker here and write it")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="what --measure wrote")
+    parser.add_argument("--compare", action="store_true", help="with real runs of 1 and 2 workers here")
+    parser.add_argument("--sections", nargs="+", default=SECTIONS, choices=SECTIONS)
+    parser.add_argument("--images", type=int, default=96, help="of the measured shard; a run has twice as many")
+    parser.add_argument("--points-per-side", type=int, default=8)
+    parser.add_argument("--image-seconds", type=float, help="ASSUMED seconds of the device for an image")
+    parser.add_argument("--price", type=float, help="of a machine's hour, in any currency")
+    parser.add_argument("--reclaims", type=float, default=0.05, help="ASSUMED, of a machine in an hour")
+    parser.add_argument("--startup", type=float, default=60.0, help="ASSUMED seconds until a worker is up")
+    parser.add_argument("--latency", type=float, default=0.1, help="ASSUMED seconds of a request to the store")
+    parser.add_argument("--gigabits", type=float, default=100.0, help="ASSUMED, a second from the store, to all")
+    parser.add_argument("--image-kilobytes", type=float, default=500.0, help="ASSUMED, of an image's file")
+    parser.add_argument("--output", help="file that receives the tables as Markdown")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        _work(options, Path(options.worker[0]), options.worker[1])
+    elif options.measure:
+        options.measure.write_text(json.dumps(_measure(options)))
+    elif options.compare:
+        _tell(f"# Simulated beside real\n\n{origin(torch.device('cpu'))}\n{_compare(options)}", options.output)
+    elif options.measured:
+        _tell(_tables(options), options.output)
+    else:
+        parser.error("one of --measure, --measured, --compare")
+
+
+def _tell(text: str, output: str | None) -> None:
+    print(text)
+    if output:
+        Path(output).write_text(text)
+
+
+# Measuring
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    """A worker's times where it is `alone`, and where another works `beside` it."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write_pictures(Path(folder, "in"), options.images)
+        return {name: _at_once(options, Path(folder), count) for name, count in (("alone", 1), ("beside", 2))}
+
+
+def _write_pictures(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for index in range(count):
+        (folder / f"{index:05d}.jpg").write_bytes(jpeg(index, PIECE))
+
+
+def _at_once(options: argparse.Namespace, folder: Path, count: int) -> dict[str, Any]:
+    """The first of so many workers that work at the same time; all begin when all are ready."""
+    command = [sys.executable, __file__, *_settings(options), "--worker", str(folder)]
+    workers = [
+        subprocess.Popen([*command, f"{count}-{number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for number in range(count)
+    ]
+    for worker in workers:
+        assert worker.stdout
+        worker.stdout.readline()
+    answers = []
+    for worker in workers:
+        assert worker.stdin
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    for worker in workers:
+        answers.append(worker.communicate()[0])
+        if worker.returncode:
+            sys.exit(f"a worker ended with exit code {worker.returncode}")
+    measured: dict[str, Any] = json.loads(answers[0].splitlines()[-1])
+    return measured
+
+
+def _settings(options: argparse.Namespace) -> list[str]:
+    return [
+        *("--images", str(options.images)),
+        *("--points-per-side", str(options.points_per_side)),
+    ]
+
+
+def _work(options: argparse.Namespace, folder: Path, name: str) -> None:
+    """Make one shard as a worker does, and print what took how long."""
+    torch.set_num_threads(1)
+    config = MasksConfig(
+        images=(folder / "in").as_uri(),
+        output=(folder / f"out-{name}").as_uri(),
+        images_per_shard=options.images,
+        model=ModelConfig(model="demo", device="cpu"),
+        amg=AmgConfig(points_per_side=options.points_per_side),
+    )
+    model = checked_model(config.model)
+    run = runs.open_run(config, weights_of(model))
+    content = content_of(config, model)
+    seconds: dict[str, list[float]] = {"decode": [], "make": []}
+    last = 0.0
+
+    def decode(data: bytes) -> Any:
+        start = time.perf_counter()
+        rgb_HW3 = decoders(data)
+        seconds["decode"].append(time.perf_counter() - start)
+        return rgb_HW3
+
+    def of_image(rgb_HW3: Any) -> Any:
+        nonlocal last
+        start = time.perf_counter()
+        row = content.of_image(rgb_HW3)
+        last = time.perf_counter()
+        seconds["make"].append(last - start)
+        return row
+
+    with Decoders(config.reading) as decoders:
+        content.of_image(decoders(jpeg(0, PIECE)))
+        print("ready", flush=True)
+        sys.stdin.readline()
+        make_shard(0, config, dataclasses.replace(content, of_image=of_image), decode, run.provenance)
+        write = time.perf_counter() - last
+        start = time.perf_counter()
+        rows = manifest.read_shard(config.output, 0)
+        plan = time.perf_counter() - start
+        fetch = []
+        for row in rows:
+            start = time.perf_counter()
+            sources.fetch(row.ref, max_bytes=2**30)
+            fetch.append(time.perf_counter() - start)
+    size = sum(row.ref.size or 0 for row in rows) / len(rows)
+    print(json.dumps(dataclasses.asdict(Measured(fetch, **seconds, plan=plan, write=write, image_bytes=size))))
+
+
+# Beside real runs
+
+
+def _compare(options: argparse.Namespace) -> str:
+    rows = [["workers", "images", "images/s simulated", "real", "off by", "seconds simulated", "real", "off by"]]
+    measured = _measure(options)
+    images = 2 * options.images
+    with tempfile.TemporaryDirectory() as folder:
+        _write_pictures(Path(folder, "in"), images)
+        for workers, name in ((1, "alone"), (2, "beside")):
+            _write_pictures(Path(folder, f"start-{workers}"), workers)
+            start = _run(options, Path(folder, f"start-{workers}"), Path(folder, f"s-{workers}"), workers, 1)
+            one = Measured(**measured[name])
+            # Ray's start and a worker's: what a run of an image a worker takes, but for the image.
+            overhead = start["seconds"] - sum(one.make) / len(one.make) - one.plan - one.write
+            per_shard = images // 16
+            cluster = Cluster(
+                images=images,
+                workers=workers,
+                images_per_shard=per_shard,
+                driver_seconds=overhead,
+            )
+            predicted = simulate(cluster, one)
+            real = _run(options, Path(folder, "in"), Path(folder, f"out-{workers}"), workers, per_shard)
+            working = predicted.seconds - overhead, real["seconds"] - overhead
+            rows.append(
+                [
+                    str(workers),
+                    str(images),
+                    f"{images / working[0]:.2f}",
+                    f"{images / working[1]:.2f}",
+                    f"{100 * (working[1] / working[0] - 1):+.1f} %",
+                    f"{predicted.seconds:.1f}",
+                    f"{real['seconds']:.1f}",
+                    f"{100 * (predicted.seconds / real['seconds'] - 1):+.1f} %",
+                ]
+            )
+    return table(rows) + f"\nLoad of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs.\n"
+
+
+def _run(options: argparse.Namespace, images: Path, output: Path, workers: int, per_shard: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "jobs.generate_masks", "--model", "demo", "--device", "cpu"]
+    command += ["--points-per-side", str(options.points_per_side)]
+    command += ["--images", str(images), "--output", str(output), "--images-per-shard", str(per_shard)]
+    command += ["--num-workers", str(workers), "--cpus-per-worker", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    summary: dict[str, Any] = json.loads((output / "summary.json").read_text())
+    return summary
+
+
+# Tables
+
+
+def _tables(options: argparse.Namespace) -> str:
+    measured = Measured(**json.loads(options.measured.read_text())["alone"])
+    measured = dataclasses.replace(measured, image_bytes=1000 * options.image_kilobytes)
+    device = f"measured here, {sum(measured.make) / len(measured.make):.3f} s an image"
+    if options.image_seconds:
+        measured = measured.scaled(options.image_seconds)
+        device = f"ASSUMED, {options.image_seconds:g} s an image, with the spread measured here"
+    text = (
+        "# A simulated cluster\n\n"
+        f"* device: {device}; decoding, manifest and writing as measured here\n"
+        f"* ASSUMED: {options.latency:g} s a request, {options.gigabits:g} Gbit/s, {S3_READS:.0f} reads a second, "
+        f"{options.image_kilobytes:g} kB an image, {options.startup:g} s to start a machine's worker, "
+        f"{options.reclaims:g} reclaims of a machine in an hour where nothing else is said, 120 s to replace it\n"
+    )
+    for section in options.sections:
+        text += f"\n## {section.capitalize()}\n\n{table(_SECTIONS[section](options, measured))}"
+    return text
+
+
+def _cluster(options: argparse.Namespace, **changes: Any) -> Cluster:
+    store = Store(options.latency, S3_READS, options.gigabits * 1e9 / 8)
+    settings: dict[str, Any] = {
+        "images": 11_000_000,
+        "workers": 100,
+        "store": store,
+        "startup_seconds": options.startup,
+        "reclaims_per_hour": options.reclaims,
+    }
+    return Cluster(**settings | changes)
+
+
+def _row(outcome: Outcome, price: float | None) -> list[str]:
+    hours = outcome.worker_seconds / 3600
+    cost = [f"{hours * price:,.0f}"] if price is not None else []
+    return [
+        f"{outcome.images_per_second:,.1f}",
+        f"{100 * outcome.efficiency:.1f} %",
+        f"{100 * outcome.wasted:.2f} %",
+        f"{outcome.seconds / 3600:,.2f}",
+        f"{hours:,.0f}",
+        *cost,
+    ]
+
+
+def _head(options: argparse.Namespace, *first: str) -> list[str]:
+    cost = ["cost"] if options.price is not None else []
+    return [*first, "images/s", "efficiency", "thrown away", "hours", "machine-hours", *cost]
+
+
+def _scale(options: argparse.Namespace, measured: Measured) -> list[list[str]]:
+    rows = [[*_head(options, "images", "workers", "images a shard"), "reads", "writes"]]
+    for name, images in SIZES.items():
+        for workers in WORKERS:
+            for size in (256, 4096) if images > 10**8 else (256,):
+                cluster = _cluster(options, images=images, workers=workers, images_per_shard=size)
+                outcome = simulate(cluster, measured, datasets=5)
+                counts = [f"{outcome.reads:,}", f"{outcome.writes:,}"]
+                rows.append([name, str(workers), str(size), *_row(outcome, options.price), *counts])
+    return rows
+
+
+def _reclaims(options: argparse.Namespace, measured: Measured) -> list[list[str]]:
+    rows = [_head(options, "reclaims of a machine in an hour", "images a shard")]
+    for rate in (0.0, 0.05, 0.2, 1.0, 4.0):
+        for size in (64, 256, 1024):
+            cluster = _cluster(options, reclaims_per_hour=rate, images_per_shard=size)
+            outcome = simulate(cluster, measured, datasets=3)
+            rows.append([f"{rate:g}", str(size), *_row(outcome, options.price)])
+    return rows
+
+
+def _sizes(options: argparse.Namespace, measured: Measured) -> list[list[str]]:
+    rows = [[*_head(options, "images a shard"), "Datasets"]]
+    for size in (16, 64, 256, 1024, 4096, 16384):
+        cluster = _cluster(options, images_per_shard=size)
+        outcome = simulate(cluster, measured, datasets=5)
+        rows.append([str(size), *_row(outcome, options.price), str(-(-cluster.shards // SHARDS_AT_ONCE))])
+    return rows
+
+
+def _depth(options: argparse.Namespace, measured: Measured) -> list[list[str]]:
+    depths = (1, 2, 4, 8, 16, 32)
+    rows = [["seconds a request", *(f"{depth} ahead" for depth in depths)]]
+    for latency in (0.01, 0.1, 0.5):
+        row = [f"{latency:g}"]
+        for depth in depths:
+            cluster = _cluster(
+                options,
+                images=256 * 1000,
+                workers=10,
+                read_ahead=depth,
+                reclaims_per_hour=0.0,
+                startup_seconds=0.0,
+            )
+            cluster = dataclasses.replace(cluster, store=dataclasses.replace(cluster.store, latency=latency))
+            row.append(f"{simulate(cluster, measured).images_per_second / 10:.2f}")
+        rows.append(row)
+    return rows
+
+
+def _skew(options: argparse.Namespace, measured: Measured) -> list[list[str]]:
+    """Seconds of 100 workers with 10 and with 100 shards each, beside those without skew."""
+    cases: dict[str, dict[str, Any]] = {
+        "none": {},
+        "one worker 10 times slower": {"slow": {50: 10.0}},
+        "one worker frozen": {"slow": {50: math.inf}},
+        "five workers 10 times slower": {"slow": dict.fromkeys(range(50, 55), 10.0)},
+        "the last shard 20 times larger": {"large": {-1: 20.0}},
+        "a shard in the middle 20 times larger": {"large": {-2: 20.0}},
+    }
+    ways = {
+        "as before": (False, False),
+        "largest first": (False, True),
+        "repeats": (True, False),
+        "both": (True, True),
+    }
+    rows = [["skew", "shards a worker", *ways, "repeated, of all work"]]
+    for each in (10, 100):
+        shards = 100 * each
+        for name, case in cases.items():
+            at = {-1: shards - 1, -2: shards // 2}
+            large = {at[shard]: factor for shard, factor in case.get("large", {}).items()}
+            row, outcome = [name, str(each)], None
+            for repeats, largest_first in ways.values():
+                cluster = _cluster(
+                    options,
+                    images=256 * shards,
+                    reclaims_per_hour=0.0,
+                    slow=case.get("slow", {}),
+                    large=large,
+                    repeats=repeats,
+                    largest_first=largest_first,
+                )
+                outcome = simulate(cluster, measured)
+                row.append("never" if outcome.seconds == math.inf else f"{outcome.seconds:,.0f} s")
+            assert outcome is not None
+            rows.append([*row, f"{100 * outcome.repeated_seconds / outcome.worker_seconds:.2f} %"])
+    return rows
+
+
+_SECTIONS: Final = {"scale": _scale, "reclaims": _reclaims, "sizes": _sizes, "depth": _depth, "skew": _skew}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""A Ray head on loopback, in processes of its own."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from running import TIMEOUT_S, processes_with
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def session_folder() -> str:
+    """A new name for --temp-dir; a socket's path is at most 107 bytes long."""
+    return f"/tmp/ray-{uuid.uuid4().hex[:8]}"
+
+
+@contextlib.contextmanager
+def head_of(words: Sequence[str | Path], temp: str, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
+    """A head that is up, by a `ray start --head --block` with that --temp-dir; ends with all it started."""
+    with log.open("w") as file:
+        head = subprocess.Popen(words, env=os.environ | environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while "Ray runtime started" not in log.read_text():
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield
+    finally:
+        head.kill()
+        head.wait()
+        for process in processes_with(temp):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        shutil.rmtree(temp, ignore_errors=True)
