@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 import simulated_store  # noqa: E402, F401 (registers the store)
 
-from pipeline import manifest, run, sources  # noqa: E402
+from pipeline import documents, manifest, sources  # noqa: E402
 
 IMAGES_PER_SHARD: Final = 256
 PARSED_PAGES: Final = 20
@@ -121,7 +121,7 @@ def _resuming(keys: int, _prefixes: int, page_seconds: float) -> list[str]:
     shards = -(-keys // IMAGES_PER_SHARD)
     _make_store(shards=shards, page_seconds=page_seconds)
     before, start = _peak(), time.monotonic()
-    done = run.shards_done("simulated://bucket/out", "masks")
+    done = documents.shards_done("simulated://bucket/out", "masks")
     to_do = [shard for shard in range(shards + 1) if shard not in done]
     seconds = time.monotonic() - start
     assert to_do == [shards]

@@ -6,6 +6,7 @@ from cyclopts import Parameter
 
 from jobs import dataset
 from jobs.command import run_command
+from pipeline import documents
 from pipeline import run as runs
 from pipeline.curation.config import CurationConfig
 from pipeline.curation_engine import curate_shards
@@ -24,7 +25,7 @@ def curate_masks(*, config: Annotated[CurationConfig, Parameter(name="*")]) -> i
     """
     addresses = {"input": canonical_uri(config.input), "output": canonical_uri(config.output)}
     config = config.model_copy(update=addresses)
-    source = runs.read_finished_masks(config.input)
+    source = documents.read_finished_masks(config.input)
     run = runs.open_derived_run(config, config.input, source, config.determinants(source))
     dataset.finish(run, curate_shards)
     return 0

@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.contents import weights_of
 from pipeline.errors import IncompleteRun, StorageError, TooManyFailures
 from pipeline.progress_file import ProgressFile
+from pipeline.reconcile import ToDo
 from pipeline.run import OutputSettings, Run
 from pipeline.shard import ShardSummary
 from pipeline.storage import canonical_uri, redact
@@ -25,15 +26,16 @@ _NAMED: Final = 10  # damaged shards in a message
 _log = logging.getLogger("everymask")
 _Settings = TypeVar("_Settings", bound=OutputSettings)
 _Config = TypeVar("_Config", bound=RunConfig)
-_MakeShards = Callable[[Run[_Settings], list[int], ProgressFile], Iterator[ShardSummary]]
+_MakeShards = Callable[[Run[_Settings], ToDo, ProgressFile], Iterator[ShardSummary]]
 
 
-def begin(config: RunConfig, check: Callable[[Run], None] = lambda _: None) -> Run:
+def begin(config: RunConfig, check: Callable[[Run], None] | None = None) -> Run:
     """Begin the run of these settings, or take up the one that the output holds. The device is looked for first.
 
     Args:
         config: The settings.
-        check: What it raises of the run prevents it, before anything is written or deleted.
+        check: What it raises of the run prevents it, before anything is written or deleted. With it, all images
+            are listed first.
 
     Raises:
         PreflightError, SettingsError: an address, the weights or the settings; nothing was started.
@@ -76,7 +78,7 @@ def finish(
 
     Args:
         run: The run.
-        make_shards: Makes shards of these numbers, tells what is in work, and yields the summaries of those it
+        make_shards: Makes what is to do, tells what is in work, and yields the summaries of those it
             made.
         within: In what they are made.
 
@@ -84,17 +86,21 @@ def finish(
         IncompleteRun: shards are still missing.
         TooManyFailures: as `max_failure_rate` says.
     """
-    to_do = reconcile.shards_to_do(run)
+    to_do = reconcile.to_do(run)
     _log.info(
-        "run %s: %d images in %d shards, %d to do; writing to %s",
+        "run %s: %d images in %d shards%s, %d to do; writing to %s",
         run.run_id,
         run.images,
         run.shards,
-        len(to_do),
+        "" if run.plan.ended else " so far, while listing goes on",
+        len(to_do.shards),
         redact(run.config.output),
     )
-    with ProgressFile(run, to_do) as told:
-        summary = _make_and_reconcile(run, to_do, make_shards, within, told)
+    try:
+        with ProgressFile(run, to_do) as told:
+            summary = _make_and_reconcile(run, to_do, make_shards, within, told)
+    finally:
+        run.plan.stop()
     if summary["state"] != "complete":
         raise IncompleteRun(" ".join(_what_is_left(run, summary)))
 
@@ -124,7 +130,7 @@ def with_canonical_addresses(config: _Config) -> _Config:
 
 def _make_and_reconcile(
     run: Run[_Settings],
-    to_do: list[int],
+    to_do: ToDo,
     make_shards: _MakeShards[_Settings],
     within: Callable[[], AbstractContextManager[None]],
     told: ProgressFile,
@@ -188,8 +194,9 @@ def _summary_after(
 def _in_words(run: Run[OutputSettings], summary: Summary) -> str:
     reasons = ", ".join(f"{count} {status}" for status, count in summary["failures"].items())
     masks = f"{summary['masks']} masks, " if run.config.kind == "masks" else ""
+    more = "" if summary["listed"] else ", and those that are not listed"
     return (
         f"{summary['state']}: {summary['images']} images = {summary['ok']} ok + {summary['empty']} empty + "
-        f"{summary['failed']} failed{f' ({reasons})' if reasons else ''} + {summary['not_done']} not done; "
+        f"{summary['failed']} failed{f' ({reasons})' if reasons else ''} + {summary['not_done']} not done{more}; "
         f"{masks}{summary['images_per_second']} images/s"
     )

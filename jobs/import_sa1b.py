@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
@@ -15,11 +15,14 @@ from pipeline import run as runs
 from pipeline.config import ImportConfig, LoadedWeights
 from pipeline.importing import import_shard
 from pipeline.progress_file import ProgressFile
+from pipeline.reconcile import ToDo
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
 
 _SAM: LoadedWeights = LoadedWeights(sha256="", image_size=1024, architecture="vit_h", thresholds={})
 """SA-1B's masks are those of the original SAM, whose weights are not known."""
+
+_BATCH: Final = 1000
 
 
 def import_sa1b(*, config: Annotated[ImportConfig, Parameter(name="*")], processes: int | None = None) -> int:
@@ -44,11 +47,13 @@ def import_sa1b(*, config: Annotated[ImportConfig, Parameter(name="*")], process
 
 
 def _make(
-    run: Run, shards: list[int], _told: ProgressFile, *, config: ImportConfig, processes: int
+    run: Run, to_do: ToDo, _told: ProgressFile, *, config: ImportConfig, processes: int
 ) -> Iterator[ShardSummary]:
     make = partial(import_shard, config=config, provenance=run.provenance)
-    with mapping(min(processes, len(shards))) as map_:
-        yield from map_(make, shards)
+    at_once = min(processes, len(to_do.shards))
+    with mapping(at_once) as map_:
+        for shards in to_do.batches(_BATCH):
+            yield from map_(make, shards)
 
 
 if __name__ == "__main__":

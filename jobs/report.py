@@ -11,8 +11,7 @@ from cyclopts.validators import Number
 
 from jobs.command import run_command
 from jobs.processes import mapping
-from pipeline import run as runs
-from pipeline import storage
+from pipeline import documents, storage
 from pipeline.report.page import Report, html_of
 from pipeline.report.pictures import shown_images
 from pipeline.report.tally import Sampling, Tally, check_schema, tally_shard
@@ -49,10 +48,10 @@ def report(
         processes: Shards read at the same time; by default as many as there are CPUs, fewer for few shards.
     """
     dataset = storage.canonical_uri(input)
-    document = runs.read_document(dataset)
+    document = documents.read_document(dataset)
     check_schema(dataset, document)
     sampling = Sampling(seed, sample, outliers)
-    shards = sorted(runs.shards_done(dataset, "masks") & set(range(document["manifest"]["shards"])))
+    shards = sorted(documents.shards_done(dataset, "masks") & set(range(document["manifest"]["shards"])))
     count = partial(tally_shard, dataset, document["fingerprint"], sampling)
     with mapping(processes or min(os.cpu_count() or 1, len(shards) // _SHARDS_A_PROCESS)) as map_:
         tally = reduce(lambda one, two: one.plus(two, sampling), map_(count, shards), Tally())

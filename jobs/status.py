@@ -90,7 +90,9 @@ def _counts(found: Status, progress: Progress) -> Iterator[str]:
     done = progress["images_before"] + progress["images_done"]
     running = found.state == "running"
     before = f", {progress['images_before']:,} of them before" if progress["images_before"] else ""
-    yield _labelled("images", f"{_of(done, progress['images'])}{before}; {progress['failed']:,} failed")
+    so_far = "" if progress["listed"] else ", as far as they are listed"
+    images = _of(done, progress["images"])
+    yield _labelled("images", f"{images}{so_far}{before}; {progress['failed']:,} failed")
     if progress["failures"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in progress["failures"].items())
         yield from textwrap.wrap(

@@ -8,7 +8,7 @@ from typing import Final
 from jobs.command import run_command
 from jobs.processes import mapping
 from pipeline import storage
-from pipeline.run import kind_of, read_document
+from pipeline.documents import kind_of, read_document
 from pipeline.shard import shard_uri
 from pipeline.verify import fault_of_manifest, faults_of_shard, strays
 

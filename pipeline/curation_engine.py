@@ -20,6 +20,7 @@ from pipeline.curation.config import CurationConfig
 from pipeline.curation.curate import curate_shard
 from pipeline.progress import Progress
 from pipeline.progress_file import ProgressFile
+from pipeline.reconcile import ToDo
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
 
@@ -32,26 +33,25 @@ _CLOSING_SECONDS: Final = 1.0  # `ray job stop` kills the driver after three
 _log = logging.getLogger("everymask")
 
 
-def curate_shards(run: Run[CurationConfig], shards: list[int], _told: ProgressFile) -> Iterator[ShardSummary]:
+def curate_shards(run: Run[CurationConfig], to_do: ToDo, _told: ProgressFile) -> Iterator[ShardSummary]:
     """Make shards on the connected Ray, and show progress.
 
     Args:
         run: The run they belong to.
-        shards: Their numbers.
+        to_do: Which.
 
     Yields:
         Each finished shard's summary, as they finish. A shard that failed is named in the log.
     """
     task: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)(_curate)
     config, provenance = ray.put(run.config), ray.put(run.provenance)
-    to_do = iter(shards)
+    shards = itertools.chain.from_iterable(to_do.batches(_AHEAD))
     working: dict[Any, int] = {}
-    images_to_do = sum(run.images_in(shard) for shard in shards)
-    progress = Progress(run.images, run.images - images_to_do, with_masks=True)
+    progress = Progress(run.plan, to_do.images_before, with_masks=True)
     images = masks = failed = 0
     try:
         while True:
-            for shard in itertools.islice(to_do, _at_once(run.config) - len(working)):
+            for shard in itertools.islice(shards, _at_once(run.config) - len(working)):
                 working[task.remote(shard, config, provenance)] = shard
             if not working:
                 return

@@ -40,6 +40,7 @@ from pipeline.manifest import largest_first
 from pipeline.model import pick_device
 from pipeline.progress import Progress
 from pipeline.progress_file import ProgressFile
+from pipeline.reconcile import ToDo
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
 from pipeline.sources import ImageRef
@@ -106,31 +107,31 @@ def check_device(config: RunConfig) -> None:
     pick_device(config.model.device)
 
 
-def make_shards(run: Run, shards: list[int], told: ProgressFile) -> Iterator[ShardSummary]:
+def make_shards(run: Run, to_do: ToDo, told: ProgressFile) -> Iterator[ShardSummary]:
     """Make shards on the connected Ray, and show progress.
 
     Args:
         run: The run they belong to.
-        shards: Their numbers.
+        to_do: Which.
         told: Of what is in work.
 
     Yields:
         Each finished shard's summary, as they finish. A shard that failed is not among them.
 
     Raises:
-        IncompleteRun: workers could not be started.
+        IncompleteRun: workers could not be started, or the images not be listed to the end.
         SettingsError: the local machine lacks the device.
         TooManyFailures: as `max_failure_rate` says. Finished shards stay.
     """
     config = run.config
-    images_to_do = sum(run.images_in(shard) for shard in shards)
-    progress = Progress(run.images, run.images - images_to_do, with_masks=config.kind == "masks")
+    before = to_do.images_before
+    progress = Progress(run.plan, before, with_masks=config.kind == "masks")
     say_if_not_exported()
-    metrics = RunMetrics(run.run_id, run.images)
+    metrics = RunMetrics(run.run_id)
     board = _board_here()
     try:
         images = masks = failed = 0
-        for summary in _results(run, shards, board):
+        for summary in _results(run, to_do, board):
             if summary is not None:
                 images, masks, failed = images + summary.images, masks + summary.masks, failed + summary.failed
                 yield summary
@@ -138,8 +139,8 @@ def make_shards(run: Run, shards: list[int], told: ProgressFile) -> Iterator[Sha
             told.show(work)
             counts = (images + work.images, masks + work.masks, failed + work.failures.total())
             progress.show(*counts)
-            metrics.done(run.images - images_to_do + counts[0])
-            _judge(counts[2], counts[0], images_to_do, config.max_failure_rate)
+            metrics.show(before + counts[0], run.images)
+            _judge(counts[2], counts[0], run.images - before, config.max_failure_rate)
     finally:
         progress.close()
         _close(board)
@@ -214,11 +215,14 @@ def _dataset(run: Run, shards: list[int], board: Any) -> ray.data.Dataset:
     )
 
 
-def _results(run: Run, shards: list[int], board: Any) -> Iterator[ShardSummary | None]:
+def _results(run: Run, to_do: ToDo, board: Any) -> Iterator[ShardSummary | None]:
     """The summaries of shards as they finish; None after each second without one."""
     finished: queue.SimpleQueue[ShardSummary | Exception | None] = queue.SimpleQueue()
-    for start in range(0, len(shards), _SHARDS_AT_ONCE):
-        dataset = _dataset(run, shards[start : start + _SHARDS_AT_ONCE], board)
+    for shards in to_do.batches(_SHARDS_AT_ONCE):
+        if not shards:
+            yield None
+            continue
+        dataset = _dataset(run, shards, board)
         threading.Thread(target=_drain, args=(dataset, finished), daemon=True).start()
         yield from _until_over(finished, board)
 

@@ -131,15 +131,14 @@ class WorkerMetrics:
 class RunMetrics:
     """How far the run is, as its driver knows it."""
 
-    def __init__(self, run: str, images: int) -> None:
-        """Name the run, and know how many images it has."""
-        self._images = images
+    def __init__(self, run: str) -> None:
+        """Name the run."""
         self._done = Gauge("everymask_run_images_done", "Images of the run that have a row.", ("run",))
         self._total = Gauge("everymask_run_images", "Images of the run.", ("run",))
         for gauge in (self._done, self._total):
             gauge.set_default_tags({"run": run})
 
-    def done(self, images: int) -> None:
-        """How many images have a row, those of former runs of the same command too."""
-        self._done.set(images)
-        self._total.set(self._images)  # each time: Ray forgets what is not said again
+    def show(self, done: int, images: int) -> None:
+        """How many images have a row, those of former runs of the same command too, of how many that are known."""
+        self._done.set(done)
+        self._total.set(images)  # each time: Ray forgets what is not said again

@@ -1,22 +1,19 @@
 """The manifest: the immutable, numbered listing of a run's images, and its shards.
 
 It is written once, from a listing in any order, and always comes out the same: sorted by where the bytes lie,
-so that a shard's images are neighbours, without repeated URIs, numbered from 0. Sorting is done outside
-memory: sorted runs of `ROWS_IN_MEMORY` rows on local disk, then one merge.
+so that a shard's images are neighbours, without repeated URIs, numbered from 0. Of a listing that is in order its
+first parts are final, and can be put, long before its end.
 
 Shard k is row group k % SHARDS_PER_PART of `manifest/part-{k // SHARDS_PER_PART:05d}.parquet`.
 """
 
-import bisect
-import functools
 import hashlib
 import itertools
 import json
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,6 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import SettingsError, StorageError
+from pipeline.sorting import LISTED, in_order, in_order_as_far_as, tables_of
 from pipeline.sources import ImageRef
 from schemas.manifest import MANIFEST_SCHEMA
 
@@ -36,16 +34,10 @@ pc: Final[Any] = pyarrow.compute  # whose stubs know no chunked columns
 SHARDS_PER_PART: Final = 256
 """Row groups of a part, whose footer is read once for each of its shards."""
 ROWS_IN_MEMORY: Final = 500_000
-"""Rows of one sorted run, each its strings and some 50 bytes, three times while they are sorted."""
-RUNS_OPEN: Final = 256
-"""Runs merged at once: each is an open file and `_RUN_BATCH` to twice as many rows in memory."""
-
-_CONVERTED_ROWS: Final = 10_000
-_RUN_BATCH: Final = 1024
+"""Rows sorted at once, each its strings and some 50 bytes, three times while they are sorted."""
 _DIGESTED_ROWS: Final = 20_000
 _PARTS_PUT_AT_ONCE: Final = 16
 _PART_READERS: Final = 16
-_RUN_SCHEMA: Final = pa.schema([field for field in MANIFEST_SCHEMA if field.name != "image_id"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +48,17 @@ class ManifestInfo:
     shards: int
     duplicates: int
     digest: str
+
+
+@dataclass(frozen=True)
+class EarlyParts:
+    """Parts of a manifest that are put while its images are still listed."""
+
+    put: Callable[[int], None]
+    """Called with the number of parts that are final, each time there is one more."""
+    there: int = 0
+    """Parts that a listing that was cut short has put. Their images keep their numbers, and those that the listing
+    has beside them come after."""
 
 
 class ManifestRow(NamedTuple):
@@ -72,19 +75,22 @@ def write_manifest(
     images_per_shard: int,
     rows_in_memory: int = ROWS_IN_MEMORY,
     before_write: Callable[[ManifestInfo], None] = lambda _: None,
+    early: EarlyParts | None = None,
 ) -> ManifestInfo:
     """Sort, number and write the listing to `output_uri`/manifest/, in place of a manifest that is there.
 
-    It is made whole on local disk first. Each part appears whole or not at all, but not all parts at once: what
-    says that the manifest is complete has to be written after it. A listing without images gives one part
-    without rows.
+    Each part appears whole or not at all, but not all parts at once: what says that the manifest is complete has
+    to be written after it. A listing without images gives one part without rows.
 
     Args:
         images: The listing, in any order.
         output_uri: The run's output.
         images_per_shard: Images a row group.
-        rows_in_memory: Rows of one sorted run.
-        before_write: Called with what will be written, before anything is; what it raises prevents that.
+        rows_in_memory: Rows sorted at once.
+        before_write: Called with what will be written, before anything is, or, with `early`, before the last part
+            is; what it raises prevents that.
+        early: For a listing in order: each part is put as soon as it is full. Where the listing turns out not to
+            be in order, the rest of it is sorted, and its parts are put after its end.
 
     Raises:
         SettingsError: `images_per_shard` is below 1.
@@ -92,18 +98,36 @@ def write_manifest(
     """
     if images_per_shard < 1:
         raise SettingsError(f"images_per_shard is {images_per_shard}; it must be 1 or more")
-    numbered = _Numbered()
-    with tempfile.TemporaryDirectory(prefix="everymask-manifest-") as folder:
-        tables = numbered(_sorted(images, Path(folder), rows_in_memory))
-        parts = _make_parts(tables, Path(folder), images_per_shard)
+    there = 0 if early is None else early.there
+    part_images = SHARDS_PER_PART * images_per_shard
+    numbered = _Numbered(there * part_images, _digest_of(output_uri, there * SHARDS_PER_PART))
+    with tempfile.TemporaryDirectory(prefix="everymask-manifest-") as name:
+        folder = Path(name)
+        if early is not None and not there:
+            tables = in_order_as_far_as(tables_of(images, part_images), folder)
+        else:
+            rows_there = itertools.chain.from_iterable(_rows_there(output_uri, part) for part in range(there))
+            tables = in_order(itertools.chain(rows_there, tables_of(images, rows_in_memory)), folder)
+        left: list[Path] = []
+        for part, path in enumerate(_make_parts(numbered(tables), folder, images_per_shard, there), there + 1):
+            left.append(path)
+            if early is not None and numbered.images >= part * part_images:  # it is full
+                _put_parts(left, output_uri)
+                path.unlink()
+                left.clear()
+                early.put(part)
         info = ManifestInfo(
             images=numbered.images,
             shards=-(-numbered.images // images_per_shard),
             duplicates=numbered.duplicates,
             digest=numbered.digest.hexdigest(),
         )
+        if not info.shards:
+            left.append(folder / _part_name(0))
+            _write_part(left[0], [])
         before_write(info)
-        _put_parts(parts, output_uri)
+        _put_parts(left, output_uri)
+        _delete_other_parts(output_uri, info.shards)
     return info
 
 
@@ -159,6 +183,7 @@ def copy_manifest(source_uri: str, output_uri: str, shards: int) -> None:
         for part, path in enumerate(paths):
             path.write_bytes(storage.read_bytes(_part_uri(source_uri, part)))
         _put_parts(paths, output_uri)
+    _delete_other_parts(output_uri, shards)
 
 
 def digest_of(output_uri: str, shards: int) -> str:
@@ -167,13 +192,24 @@ def digest_of(output_uri: str, shards: int) -> str:
     Raises:
         StorageError: a part of it is not there, or cannot be read.
     """
+    return _digest_of(output_uri, shards).hexdigest()
+
+
+def _digest_of(output_uri: str, shards: int) -> "hashlib._Hash":
     digest = hashlib.sha256()
     for part in range(-(-shards // SHARDS_PER_PART)):
         with _part(_part_uri(output_uri, part)) as parquet:
             for group in range(parquet.num_row_groups):
                 for rows in _digested(parquet.read_row_group(group)):
                     digest.update(rows)
-    return digest.hexdigest()
+    return digest
+
+
+def _rows_there(output_uri: str, part: int) -> Iterator[pa.Table]:
+    """A part's rows, as `pipeline.sorting` has them."""
+    with _part(_part_uri(output_uri, part)) as parquet:
+        rows = parquet.read(list(LISTED))
+    yield rows.append_column("new", pa.array(np.zeros(len(rows), bool)))
 
 
 def _digested(table: pa.Table) -> Iterator[bytes | pa.Buffer]:
@@ -185,7 +221,7 @@ def _digested(table: pa.Table) -> Iterator[bytes | pa.Buffer]:
 def _as_json(table: pa.Table) -> bytes | pa.Buffer:
     texts = [table[name] for name in ("uri", "etag", "container")]
     if any(pc.any(pc.match_substring_regex(text, "[^ -~]")).as_py() for text in texts):  # escapes of their own
-        columns = [table[name].to_pylist() for name in _RUN_SCHEMA.names]
+        columns = [table[name].to_pylist() for name in LISTED]
         return "".join(map(json.dumps, zip(*columns, strict=True))).encode()
     uri, etag, container = map(_quoted, texts)
     size, position = (pc.fill_null(pc.cast(table[name], pa.string()), "null") for name in ("size", "position"))
@@ -223,14 +259,15 @@ def _part_uri(output_uri: str, part: int) -> str:
     return f"{storage.canonical_uri(output_uri)}/manifest/{_part_name(part)}"
 
 
-def _make_parts(tables: Iterable[pa.Table], folder: Path, images_per_shard: int) -> list[Path]:
+def _make_parts(tables: Iterable[pa.Table], folder: Path, images_per_shard: int, first: int) -> Iterator[Path]:
+    """The parts of a manifest from a number on, each when it is whole."""
     shards = _cut(tables, images_per_shard)
-    paths: list[Path] = []
-    while (first := next(shards, None)) is not None or not paths:
-        paths.append(folder / _part_name(len(paths)))
-        rest = itertools.islice(shards, SHARDS_PER_PART - 1)
-        _write_part(paths[-1], [] if first is None else itertools.chain([first], rest))
-    return paths
+    for part in itertools.count(first):
+        if (shard := next(shards, None)) is None:
+            return
+        path = folder / _part_name(part)
+        _write_part(path, itertools.chain([shard], itertools.islice(shards, SHARDS_PER_PART - 1)))
+        yield path
 
 
 def _cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -268,130 +305,37 @@ def _put_parts(paths: list[Path], output_uri: str) -> None:
     folder = _part_uri(output_uri, 0).rpartition("/")[0]
     with ThreadPoolExecutor(_PARTS_PUT_AT_ONCE, "manifest") as pool:
         list(pool.map(put, paths))
-    names = {path.name for path in paths}
+
+
+def _delete_other_parts(output_uri: str, shards: int) -> None:
+    """Those of a longer manifest that was there."""
+    folder = _part_uri(output_uri, 0).rpartition("/")[0]
+    names = {_part_name(part) for part in range(max(1, -(-shards // SHARDS_PER_PART)))}
     for name in storage.list_names(folder):
-        if name.startswith("part-") and name not in names:  # of a longer manifest that was here
+        if name.startswith("part-") and name not in names:
             storage.delete(f"{folder}/{name}")
 
 
-def _table(schema: pa.Schema, rows: Iterable[tuple[object, ...]]) -> pa.Table:
-    columns = zip(*rows, strict=True)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
 class _Numbered:
-    """Drops repeated URIs of sorted rows and numbers the others; and what there is to say of them afterwards."""
+    """Drops repeated URIs of sorted rows and those that have a number, and numbers the others."""
 
-    def __init__(self) -> None:
-        self.images = self.duplicates = 0
-        self.digest = hashlib.sha256()
-        self._before: pa.Array[Any] = pa.array([None], pa.string())
+    def __init__(self, images: int, digest: "hashlib._Hash") -> None:
+        self.images, self.digest = images, digest
+        self.duplicates = 0
+        self._uri: pa.Array[Any] = pa.array([None], pa.string())
+        self._new: pa.Array[Any] = pa.array([True])
 
     def __call__(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         for table in tables:
-            uris = table["uri"].combine_chunks()
-            before = pa.concat_arrays([self._before, uris.slice(0, len(uris) - 1)])
-            self._before = uris.slice(len(uris) - 1)
-            rows = table.filter(pc.fill_null(pc.not_equal(uris, before), True))
-            self.duplicates += len(table) - len(rows)
+            uri, new = table["uri"].combine_chunks(), table["new"].combine_chunks()
+            before = pa.concat_arrays([self._uri, uri.slice(0, len(uri) - 1)])
+            new_before = pa.concat_arrays([self._new, new.slice(0, len(new) - 1)])
+            self._uri, self._new = uri.slice(len(uri) - 1), new.slice(len(new) - 1)
+            repeated = pc.fill_null(pc.equal(uri, before), False)
+            self.duplicates += pc.sum(pc.and_(repeated, new_before)).as_py() or 0
+            rows = table.filter(pc.and_not(new, repeated)).select(LISTED)
             for digested in _digested(rows):
                 self.digest.update(digested)
             numbers = pa.array(np.arange(self.images, self.images + len(rows)))
             self.images += len(rows)
             yield rows.add_column(0, MANIFEST_SCHEMA.field("image_id"), numbers).cast(MANIFEST_SCHEMA)
-
-
-# Sorting outside memory
-
-_Key = tuple[str, int, str, int, str]
-
-
-def _in_order(table: pa.Table) -> pa.Table:
-    """By where the bytes lie; the rest decides between repeated URIs, so that the same one is always kept."""
-    keys: dict[str, Any] = {
-        "where": pc.coalesce(table["container"], table["uri"]),
-        "position": pc.fill_null(table["position"], 0),
-        "uri": table["uri"],
-        "size": pc.fill_null(table["size"], -1),
-        "etag": pc.fill_null(table["etag"], ""),
-    }
-    return table.take(pc.sort_indices(pa.table(keys), [(name, "ascending") for name in keys]))
-
-
-def _key(table: pa.Table, row: int) -> _Key:
-    """What `_in_order` sorts by, to compare single rows."""
-    uri, size, etag, container, position = (column[row].as_py() for column in table.columns)
-    return container or uri, position or 0, uri, -1 if size is None else size, etag or ""
-
-
-def _sorted(images: Iterable[ImageRef], folder: Path, rows_in_memory: int) -> Iterator[pa.Table]:
-    images = iter(images)
-    runs: list[Path] = []
-    while (rows := _read(images, rows_in_memory)) is not None:
-        if not runs and len(rows) < rows_in_memory:
-            return iter([_in_order(rows)])  # all of it
-        runs.append(_write_run([_in_order(rows)], folder))
-        if len(runs) == RUNS_OPEN:
-            merged = _write_run(_merged(runs), folder)
-            for run in runs:
-                run.unlink()
-            runs = [merged]
-    return _merged(runs)
-
-
-def _read(images: Iterator[ImageRef], rows: int) -> pa.Table | None:
-    """So many rows of a listing, fewer at its end; None after it."""
-    tables: list[pa.Table] = []
-    while rows and (refs := list(itertools.islice(images, min(rows, _CONVERTED_ROWS)))):
-        tables.append(_table(_RUN_SCHEMA, refs))
-        rows -= len(refs)
-    return pa.concat_tables(tables).combine_chunks() if tables else None
-
-
-def _write_run(tables: Iterable[pa.Table], folder: Path) -> Path:
-    path = folder / f"{uuid.uuid4().hex}.arrow"
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _RUN_SCHEMA, options=options) as writer:
-        for table in tables:
-            writer.write_table(table, max_chunksize=_RUN_BATCH)
-    return path
-
-
-def _merged(paths: list[Path]) -> Iterator[pa.Table]:
-    """The rows of sorted runs in order: again and again those that no row still on disk can come before."""
-    with ExitStack() as files:
-        runs = [_Run(files.enter_context(pa.OSFile(str(path), "rb"))) for path in paths]
-        while runs := [run for run in runs if run.fill()]:
-            bound = min((run.last for run in runs if not run.ended), default=None)
-            yield _in_order(pa.concat_tables([run.take(bound) for run in runs]).combine_chunks())
-
-
-class _Run:
-    """A sorted run on disk, and its next rows, `_RUN_BATCH` to twice as many, in memory."""
-
-    def __init__(self, file: pa.NativeFile) -> None:
-        self._batches = iter(pa.ipc.open_stream(file))
-        self._rows = _RUN_SCHEMA.empty_table()
-        self.ended = False
-
-    def fill(self) -> bool:
-        """Read on where few rows are left. Whether there are any."""
-        while len(self._rows) < _RUN_BATCH and not self.ended:
-            batch = next(self._batches, None)
-            self.ended = batch is None
-            if batch is not None:
-                self._rows = pa.concat_tables([self._rows, pa.Table.from_batches([batch])])
-        return len(self._rows) > 0
-
-    @property
-    def last(self) -> _Key:
-        return _key(self._rows, len(self._rows) - 1)
-
-    def take(self, bound: _Key | None) -> pa.Table:
-        """Remove the rows up to and with `bound`; all if there is none."""
-        count = len(self._rows)
-        if bound is not None:
-            count = bisect.bisect_right(range(count), bound, key=functools.partial(_key, self._rows))
-        taken, self._rows = self._rows.slice(0, count), self._rows.slice(count)
-        return taken

@@ -9,8 +9,10 @@ from typing import Final, Self
 
 from pipeline import storage
 from pipeline.board import SLOWEST, AtWork, Work
+from pipeline.documents import as_json
 from pipeline.errors import StorageError
-from pipeline.run import OutputSettings, Run, as_json
+from pipeline.reconcile import ToDo
+from pipeline.run import OutputSettings, Run
 from pipeline.shard import ShardSummary
 from schemas.masks import PROCESSED
 from schemas.progress import SCHEMA_VERSION, ImageInWork, Progress, ShardInWork, SlowShard, State
@@ -29,7 +31,7 @@ class ProgressFile:
     Where it cannot be written, the log says so once, and the run goes on.
     """
 
-    def __init__(self, run: Run[OutputSettings], to_do: list[int]) -> None:
+    def __init__(self, run: Run[OutputSettings], to_do: ToDo) -> None:
         """Know what is to be done.
 
         Args:
@@ -37,8 +39,7 @@ class ProgressFile:
             to_do: The shards that this command is to make.
         """
         self._run = run
-        self._images_before = run.images - sum(run.images_in(shard) for shard in to_do)
-        self._shards_before = run.shards - len(to_do)
+        self._images_before, self._shards_before = to_do.images_before, to_do.shards_before
         self._started, self._start = datetime.now(UTC), time.monotonic()
         self._recent = deque([(0.0, 0, 0)])  # seconds since the start, images, masks
         self._lock = threading.Lock()
@@ -108,6 +109,7 @@ class ProgressFile:
 
     def _document(self, state: State) -> Progress:
         run, work = self._run, self._work or Work()
+        listed, counts = run.plan.ended, run.plan.counts
         running = state == "running"
         seconds = time.monotonic() - self._start
         # After the end, what is in work has no file and is not done.
@@ -116,7 +118,7 @@ class ProgressFile:
         failures = self._failures + (work.failures if running else Counter())
         recent = self._recent_rates(seconds, images, masks)
         rate = recent[0] or _rate(images, seconds)
-        left = run.images - self._images_before - images
+        left = counts.images - self._images_before - images
         at_work = sorted(work.at_work, key=_seconds_at_hand, reverse=True) if running else []
         worked = self._worker_seconds + sum(one.seconds - _seconds_at_hand(one) for one in work.at_work)
         worked_images = self._images + work.images
@@ -128,7 +130,8 @@ class ProgressFile:
             "started": self._started.isoformat(timespec="seconds"),
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
-            "images": run.images,
+            "images": counts.images,
+            "listed": listed,
             "images_before": self._images_before,
             "images_done": images,
             "failed": failures.total(),
@@ -138,9 +141,9 @@ class ProgressFile:
             "images_per_second_recent": recent[0],
             "masks_per_second": _rate(masks, seconds),
             "masks_per_second_recent": recent[1],
-            "seconds_left": round(left / rate, 1) if rate else None,
+            "seconds_left": round(left / rate, 1) if rate and listed else None,
             "seconds_per_image": round(worked / worked_images, 6) if worked_images else None,
-            "shards": run.shards,
+            "shards": counts.shards,
             "shards_before": self._shards_before,
             "shards_done": self._shards,
             "workers": None if self._work is None else sum(one.silent_seconds <= _AT_WORK_S for one in at_work),

@@ -1,14 +1,13 @@
 """A run begun, or taken up: its manifest and its `run.json`. `pipeline.reconcile` has its end.
 
 There is no other state. What is done is the shards that have a file; the manifest is written once; `run.json`
-comes after the manifest, so where it stands the manifest is whole.
+comes after the manifest, so where it stands the manifest is whole. Where a listing is in order, shards are made
+while it goes on: until `run.json` is there, `plan.json` says how much of the manifest is final.
 """
 
-import json
-import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, Protocol, get_args
@@ -18,11 +17,24 @@ from typing_extensions import TypeVar  # with a default, as of Python 3.13
 import pipeline
 from pipeline import manifest, sources, storage
 from pipeline.config import Kind, LoadedWeights, RunConfig, fingerprint
-from pipeline.errors import NoImages, OutputConflict, SettingsError
-from pipeline.manifest import ManifestInfo
+from pipeline.documents import (
+    PLAN,
+    RUN,
+    as_json,
+    conflict,
+    document_there,
+    kind_of,
+    parts,
+    read,
+    redacted,
+    shards_done,
+)
+from pipeline.errors import NoImages, OutputConflict
+from pipeline.manifest import SHARDS_PER_PART, EarlyParts, ManifestInfo
+from pipeline.plan import Counts, Plan
 
-_PART: Final = re.compile(r"part-(\d{5,})\.parquet")
 _ID_LENGTH: Final = 12
+_WAIT_S: Final = 1.0
 _PATIENCE_S: Final = 8.0  # with a storage that does not answer, before a run
 
 
@@ -55,15 +67,12 @@ _Settings = TypeVar("_Settings", bound=OutputSettings)
 
 @dataclass(frozen=True)
 class Run(Generic[_Settings_co]):
-    """A run that has a manifest and a `run.json`."""
+    """A run that has a manifest and a `run.json`, or will have them when its `plan` has ended."""
 
     config: _Settings_co
     fingerprint: str
     determinants: dict[str, Any]
-    images: int
-    shards: int
-    duplicates: int
-    skipped: dict[str, int]
+    plan: Plan
 
     @property
     def run_id(self) -> str:
@@ -74,6 +83,16 @@ class Run(Generic[_Settings_co]):
     def provenance(self) -> dict[str, Any]:
         """What every shard's footer says of the run."""
         return {"fingerprint": self.fingerprint, "determinants": self.determinants}
+
+    @property
+    def images(self) -> int:
+        """Images in the manifest, as far as it is written."""
+        return self.plan.counts.images
+
+    @property
+    def shards(self) -> int:
+        """Shards in the manifest, as far as it is written."""
+        return self.plan.counts.shards
 
     def images_in(self, shard: int) -> int:
         """How many of the images a shard has."""
@@ -101,15 +120,18 @@ def check_addresses(config: RunConfig) -> None:
         probe = f"{config.output}/.everymask-{uuid.uuid4().hex}"
         storage.write_atomic(probe, b"")
         storage.delete(probe)
-        resumed = not config.overwrite and storage.exists(f"{config.output}/run.json")
+        resumed = not config.overwrite and storage.exists(f"{config.output}/{RUN}")
         skipped: Counter[str] = Counter()
         found = storage.list_files(config.images) if resumed else sources.find_images(config.images, skipped)
         if next(found, None) is None and not config.allow_empty:
             raise no_images(config, skipped)
 
 
-def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], None] = lambda _: None) -> Run:
+def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], None] | None = None) -> Run:
     """Begin a run, or take up the one that the output holds.
+
+    Of a large listing that is in order the run has its first shards when they are numbered, and lists on in a
+    thread, until its `plan` has ended or is stopped. With `check` or `overwrite` everything is listed first.
 
     Args:
         config: The settings.
@@ -123,11 +145,16 @@ def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], N
         NoImages: there is no image under the address, and `allow_empty` is not set.
         StorageError: an address cannot be listed, read or written.
     """
-    determinants = _redacted(config.determinants(weights))
+    determinants = redacted(config.determinants(weights))
     run = _taken_up(config, determinants)
     if run is None:
-        return _begin(config, fingerprint(determinants), determinants, check)
-    check(run)
+        if check is not None or config.overwrite or not storage.lists_in_order(config.images):
+            return _begin(config, determinants, check)
+        run = Run(config, fingerprint(determinants), determinants, Plan(Counts(), ended=False))
+    if check is not None:
+        check(run)
+    if not run.plan.ended:
+        _list_in_background(run)
     return run
 
 
@@ -154,119 +181,62 @@ def open_derived_run(
             f"The output {storage.redact(config.output)} and the input {storage.redact(source)} lie in one "
             "another. Choose an output elsewhere."
         )
-    there = read_document(config.output) if storage.exists(f"{config.output}/run.json") else None
+    name = document_there(config.output)
+    there = None if name is None else read(config.output, name)
     if there is not None and "source" not in there["determinants"]:
         raise OutputConflict(
             f"{storage.redact(config.output)} holds a run that was not made from another one's. Choose another "
             "output; --overwrite deletes no such run here."
         )
-    determinants = _redacted(determinants)
+    determinants = redacted(determinants)
     if (run := _taken_up(config, determinants)) is not None:
         return run
     if config.overwrite:
         _delete_run(config.output, config.kind)
-    counts = document["manifest"]
-    manifest.copy_manifest(source, config.output, counts["shards"])
-    run = _run_of(config, determinants, counts)
-    _write_document(run, counts["digest"])
+    counts = _counts_of(document)
+    manifest.copy_manifest(source, config.output, counts.shards)
+    run = Run(config, fingerprint(determinants), determinants, Plan(counts))
+    _write_document(run, document["manifest"]["digest"])
     return run
 
 
 def _taken_up(config: _Settings, determinants: dict[str, Any]) -> Run[_Settings] | None:
     """The run that the output holds, if it is the one with these determinants; None where one is to be begun."""
     _refuse_other_kinds(config)
-    if config.overwrite or not storage.exists(f"{config.output}/run.json"):
-        if not config.overwrite and shards_done(config.output, config.kind):
+    if config.overwrite:
+        return None
+    name = document_there(config.output)
+    if name is None:
+        if shards_done(config.output, config.kind):
             raise OutputConflict(
                 f"{storage.redact(config.output)} holds shards in {config.kind}/ but no run.json. Choose another "
                 "output, or pass --overwrite to delete them."
             )
         return None
-    document = read_document(config.output)
+    document = read(config.output, name)
     own = fingerprint(determinants)
     if document["fingerprint"] != own:
-        raise OutputConflict(_conflict(config.output, document, own, determinants))
-    return _run_of(config, determinants, document["manifest"])
+        raise OutputConflict(conflict(config.output, document, own, determinants))
+    return Run(config, own, determinants, Plan(_counts_of(document), ended=name == RUN))
 
 
-def _run_of(config: _Settings, determinants: dict[str, Any], counts: dict[str, Any]) -> Run[_Settings]:
-    """What a `run.json` says of its manifest, as a run."""
-    return Run(
-        config,
-        fingerprint(determinants),
-        determinants,
-        counts["images"],
-        counts["shards"],
-        counts["duplicates"],
-        counts["skipped"],
-    )
+def _counts_of(document: dict[str, Any]) -> Counts:
+    counts = document["manifest"]
+    return Counts(counts["images"], counts["shards"], counts["duplicates"], counts["skipped"])
 
 
-def read_document(output: str) -> dict[str, Any]:
-    """What `run.json` says.
-
-    Raises:
-        OutputConflict: the output holds no run, or a damaged `run.json`.
-        StorageError: it cannot be read.
-    """
-    uri = f"{output}/run.json"
-    if not storage.exists(uri):
-        raise OutputConflict(f"{storage.redact(output)} holds no run: there is no run.json.")
-    try:
-        document: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        _ = kind_of(document), document["fingerprint"]
-        _ = [document["manifest"][name] for name in ("images", "shards", "duplicates", "skipped", "digest")]
-    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
-        raise OutputConflict(
-            f"{storage.redact(uri)} is damaged ({error!r}). Choose another output, or delete that file and pass "
-            "--overwrite to start anew."
-        ) from error
-    return document
-
-
-def read_finished_masks(output: str) -> dict[str, Any]:
-    """What `run.json` says of a run of masks whose shards all have a file.
-
-    Raises:
-        OutputConflict: the output holds no such run, or a damaged `run.json`.
-        SettingsError: shards are missing.
-        StorageError: it cannot be read.
-    """
-    document = read_document(output)
-    if kind_of(document) != "masks":
-        raise OutputConflict(f"{storage.redact(output)} holds no run of masks.")
-    shards = document["manifest"]["shards"]
-    if missing := set(range(shards)) - shards_done(output, "masks"):
-        raise SettingsError(
-            f"{storage.redact(output)} is not finished: {len(missing)} of {shards} shards have no file, the first "
-            f"is {min(missing)}. Repeat the command that made the others."
-        )
-    return document
-
-
-def kind_of(document: dict[str, Any]) -> Kind:
-    """What the run of a `run.json` makes."""
-    kind: Kind = next(kind for kind in get_args(Kind) if kind in document["determinants"]["schema"])
-    return kind
-
-
-def shards_done(output: str, kind: Kind) -> set[int]:
-    """The shards that have a file."""
-    return set(_parts(f"{output}/{kind}"))
-
-
-def _begin(config: RunConfig, own: str, determinants: dict[str, Any], check: Callable[[Run], None]) -> Run:
+def _begin(config: RunConfig, determinants: dict[str, Any], check: Callable[[Run], None] | None) -> Run:
+    """List all images, and then write the manifest."""
     skipped: Counter[str] = Counter()
 
     def run_of(info: ManifestInfo) -> Run:
-        return Run(
-            config, own, determinants, info.images, info.shards, info.duplicates, dict(skipped.most_common())
-        )
+        return Run(config, fingerprint(determinants), determinants, Plan(_counts(info, skipped)))
 
     def before_write(info: ManifestInfo) -> None:
         if info.images == 0 and not config.allow_empty:
             raise no_images(config, skipped)
-        check(run_of(info))
+        if check is not None:
+            check(run_of(info))
         if config.overwrite:
             _delete_run(config.output, config.kind)
 
@@ -281,22 +251,70 @@ def _begin(config: RunConfig, own: str, determinants: dict[str, Any], check: Cal
     return run
 
 
-def _write_document(run: Run[OutputSettings], digest: str) -> None:
+def _list_in_background(run: Run) -> None:
+    """Write the manifest while it is listed, and wait until there is a shard, or none.
+
+    Raises:
+        NoImages, StorageError: as `open_run`, of what is found before the first shard.
+    """
+    config, there = run.config, run.shards // SHARDS_PER_PART
+    skipped: Counter[str] = Counter()
+
+    def before_write(info: ManifestInfo) -> None:
+        if info.images == 0 and not config.allow_empty:
+            raise no_images(config, skipped)
+
+    def put(parts: int) -> None:
+        shards = parts * SHARDS_PER_PART
+        counts = Counts(shards * config.images_per_shard, shards, 0, dict(skipped.most_common()))
+        _write_document(run, None, counts)
+        run.plan.grow(counts)
+
+    def list_all(plan: Plan) -> None:
+        info = manifest.write_manifest(
+            plan.until_stopped(sources.find_images(config.images, skipped)),
+            config.output,
+            images_per_shard=config.images_per_shard,
+            before_write=before_write,
+            early=EarlyParts(put, there),
+        )
+        counts = _counts(info, skipped)
+        _write_document(run, info.digest, counts)
+        storage.delete(f"{config.output}/{PLAN}")
+        plan.grow(counts, ended=True)
+
+    run.plan.begin(list_all)
+    try:
+        while not run.plan.wait(0, _WAIT_S):
+            pass
+    except BaseException:
+        run.plan.stop()
+        raise
+
+
+def _counts(info: ManifestInfo, skipped: Counter[str]) -> Counts:
+    return Counts(info.images, info.shards, info.duplicates, dict(skipped.most_common()))
+
+
+def _write_document(run: Run[OutputSettings], digest: str | None, counts: Counts | None = None) -> None:
+    """`run.json`, or `plan.json` as long as the manifest has no digest."""
+    counts = counts or run.plan.counts
     document = {
         "everymask": pipeline.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": run.fingerprint,
         "determinants": run.determinants,
         "manifest": {
-            "images": run.images,
-            "shards": run.shards,
-            "duplicates": run.duplicates,
-            "skipped": run.skipped,
+            "images": counts.images,
+            "shards": counts.shards,
+            "duplicates": counts.duplicates,
+            "skipped": counts.skipped,
             "digest": digest,
         },
-        "settings": _redacted(run.config.model_dump(mode="json")),
+        "settings": redacted(run.config.model_dump(mode="json")),
     }
-    storage.write_atomic(f"{run.config.output}/run.json", as_json(document))
+    name = PLAN if digest is None else RUN
+    storage.write_atomic(f"{run.config.output}/{name}", as_json(document))
 
 
 def no_images(config: RunConfig, skipped: Counter[str]) -> NoImages:
@@ -319,48 +337,14 @@ def _refuse_other_kinds(config: OutputSettings) -> None:
 
 
 def _run_kind(output: str) -> Kind | None:
-    return kind_of(read_document(output)) if storage.exists(f"{output}/run.json") else None
+    name = document_there(output)
+    return None if name is None else kind_of(read(output, name))
 
 
 def _delete_run(output: str, kind: Kind) -> None:
     """`run.json` first: without it the rest is no run."""
-    names = ["run.json", "progress.json", "summary.json"]
+    names = [RUN, PLAN, "progress.json", "summary.json"]
     for folder in (kind, "manifest"):
-        names += [f"{folder}/part-{part:05d}.parquet" for part in _parts(f"{output}/{folder}")]
+        names += [f"{folder}/part-{part:05d}.parquet" for part in parts(f"{output}/{folder}")]
     for name in names:
         storage.delete(f"{output}/{name}")
-
-
-def _parts(folder: str) -> Iterator[int]:
-    for name in storage.list_names(folder):
-        if match := _PART.fullmatch(name):
-            yield int(match[1])
-
-
-def _conflict(output: str, document: dict[str, Any], own: str, determinants: dict[str, Any]) -> str:
-    theirs, ours = _flat(document["determinants"]), _flat(determinants)
-    differing = [
-        f"{key} ({theirs.get(key)} there, {ours.get(key)} here)"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    ]
-    return (
-        f"{storage.redact(output)} holds another run: its fingerprint is {document['fingerprint']}, this run's "
-        f"{own}. They differ in {', '.join(differing)}. Choose another output, or pass --overwrite to delete it."
-    )
-
-
-def _flat(document: dict[str, Any]) -> dict[str, Any]:
-    nested = [(key, value if isinstance(value, dict) else {"": value}) for key, value in document.items()]
-    return {f"{key}.{name}".rstrip("."): item for key, items in nested for name, item in items.items()}
-
-
-def _redacted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _redacted(item) for key, item in value.items()}
-    return storage.redact(value) if isinstance(value, str) else value
-
-
-def as_json(document: Any) -> bytes:
-    """A document as this project writes them."""
-    return (json.dumps(document, indent=2) + "\n").encode()

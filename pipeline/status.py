@@ -9,8 +9,8 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
+from pipeline.documents import kind_of, read_document, shards_done
 from pipeline.errors import SettingsError
-from pipeline.run import kind_of, read_document, shards_done
 from schemas import progress as progress_schema
 from schemas import summary as summary_schema
 from schemas.progress import Progress, ShardInWork
@@ -92,7 +92,7 @@ def read_status(output: str) -> Status:
         SettingsError: `progress.json` or `summary.json` is damaged, or newer than this version reads.
         StorageError: it cannot be read.
     """
-    document = read_document(output)
+    document = read_document(output, unlisted=True)
     progress = _read(f"{output}/progress.json", progress_schema.SCHEMA_VERSION, ("fingerprint",))
     if progress is not None and progress["fingerprint"] != document["fingerprint"]:
         progress = None

@@ -81,7 +81,9 @@ class Progress(TypedDict):
     seconds: float
     """Between the two."""
     images: int
-    """Images in the manifest."""
+    """Images in the manifest, as far as it is written."""
+    listed: bool
+    """Whether these are all that are under the address. If not, listing goes on, and there may be more."""
     images_before: int
     """Of shards that were finished before this command began."""
     images_done: int
@@ -98,11 +100,11 @@ class Progress(TypedDict):
     masks_per_second: float
     masks_per_second_recent: float
     seconds_left: float | None
-    """At the recent rate; None where nothing is known yet."""
+    """At the recent rate; None where nothing is known yet, and while images are listed."""
     seconds_per_image: float | None
     """Of a worker's time, on average, without the images at hand; None before the first."""
     shards: int
-    """Shards in the manifest."""
+    """Shards in the manifest, as far as it is written."""
     shards_before: int
     """Finished before this command began."""
     shards_done: int

@@ -2,7 +2,7 @@
 
 from typing import Final, Literal, TypedDict
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 State = Literal["complete", "incomplete", "interrupted", "too_many_failures"]
 
@@ -15,6 +15,9 @@ class Summary(TypedDict):
     fingerprint: str
     images: int
     """Images in the manifest."""
+    listed: bool
+    """Whether these are all that are under the address; not where the run ended while it was listed. Since version
+    4."""
     ok: int
     """With at least one mask, or with an embedding."""
     empty: int

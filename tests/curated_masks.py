@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from running import write_jpegs
 
-from pipeline import reconcile
+from pipeline import documents, reconcile
 from pipeline import run as runs
 from pipeline.amg import rle
 from pipeline.config import LoadedWeights, MasksConfig
@@ -90,7 +90,7 @@ def masks_run(
 
 def curated(source: Run, steps: StepsConfig = STEPS, **changes: Any) -> Run[CurationConfig]:
     """A curated run beside its input, without its shards."""
-    document = runs.read_finished_masks(source.config.output)
+    document = documents.read_finished_masks(source.config.output)
     output = canonical_uri(source.config.output.rpartition("/")[0] + "/curated")
     fields: dict[str, Any] = {"input": source.config.output, "output": output, "steps": steps}
     config = CurationConfig(**fields | changes)

@@ -72,10 +72,22 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
         self._server = urlsplit(server)
         self._latency_s = latency_s
         self._faults: deque[Fault] = deque()
+        self._held, self._to_pass = "", 0
+        self._released = threading.Event()
 
     def spoil(self, fault: Fault, requests: int) -> None:
         """Let so many requests meet the fault: the next ones, after those that were told of before."""
         self._faults.extend([fault] * requests)
+
+    def hold(self, text: str, after: int) -> None:
+        """Let requests that have this text wait until they are released, but for so many first ones."""
+        self._held, self._to_pass = text, after
+        self._released.clear()
+
+    def release(self) -> None:
+        """Answer what is held, and hold nothing more."""
+        self._held = ""
+        self._released.set()
 
     def take(self, request: str) -> Fault | None:
         """Hold a request for as long as it has to wait, and say what becomes of it."""
@@ -83,6 +95,10 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
             fault = self._faults.popleft()
         except IndexError:
             fault = None
+        if self._held and self._held in request:
+            self._to_pass -= 1
+            if self._to_pass < 0:
+                self._released.wait()
         time.sleep(self._latency_s + (DELAY_S if fault is Fault.DELAY else 0))
         self.exchanges.append(Exchange(request, time.monotonic(), fault))
         return fault

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import manifest, storage
+from pipeline import manifest, sorting, storage
 from pipeline.errors import SettingsError, StorageError
 from pipeline.manifest import ManifestInfo, digest_of, read_shard, write_manifest
 from pipeline.sources import ImageRef
@@ -56,7 +56,7 @@ def test_rows_are_sorted_numbered_and_complete(tmp_path: Path) -> None:
 def test_sorting_outside_memory_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refs = listing(3000) * 2
     whole = write_manifest(iter(refs), str(tmp_path / "a"), images_per_shard=64)
-    monkeypatch.setattr(manifest, "RUNS_OPEN", 4)  # so runs of runs are merged too
+    monkeypatch.setattr(sorting, "RUNS_OPEN", 4)  # so runs of runs are merged too
     random.Random(1).shuffle(refs)
     spilled = write_manifest(iter(refs), str(tmp_path / "b"), images_per_shard=64, rows_in_memory=100)
     assert whole == spilled
@@ -194,11 +194,11 @@ def test_the_digest_is_that_of_the_rows_as_json(tmp_path: Path) -> None:
 MEMORY = """
 import sys
 from pathlib import Path
-from pipeline import manifest
+from pipeline import sorting
 from pipeline.manifest import write_manifest
 from pipeline.sources import ImageRef
 
-manifest.RUNS_OPEN = 4
+sorting.RUNS_OPEN = 4
 
 def listing(count):
     for index in range(count):

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from pipeline import progress
+from pipeline.plan import Counts, Plan
 from pipeline.progress import Progress
 
 
@@ -20,7 +21,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
-    shown = Progress(200, 100, with_masks=True)
+    shown = Progress(Plan(Counts(200)), 100, with_masks=True)
     assert "100/200" in terminal.getvalue()
     shown.show(50, 1234, 3)
     shown.close()
@@ -35,7 +36,7 @@ def test_a_log_gets_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO)
-    shown = Progress(200, 100, with_masks=True)
+    shown = Progress(Plan(Counts(200)), 100, with_masks=True)
     shown.show(50, 1234, 3)
     assert caplog.records == []  # not yet
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
@@ -54,7 +55,7 @@ def test_embeddings_have_no_masks_and_nothing_done_no_time_left(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
-    Progress(10, 0, with_masks=False).show(0, 0, 0)
+    Progress(Plan(Counts(10)), 0, with_masks=False).show(0, 0, 0)
     [line] = caplog.messages
     assert line.endswith("images/s, 0 failed, time left unknown")
     assert "masks" not in line

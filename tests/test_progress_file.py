@@ -14,7 +14,9 @@ from pydantic import TypeAdapter
 from pipeline import progress_file
 from pipeline.board import AtWork, Post, Work
 from pipeline.config import MasksConfig
+from pipeline.plan import Counts, Plan
 from pipeline.progress_file import ProgressFile
+from pipeline.reconcile import ToDo
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
 from schemas.progress import Progress
@@ -25,7 +27,11 @@ _PROGRESS = TypeAdapter(Progress)
 def run_in(output: Path) -> Run:
     """Of 95 images in 10 shards."""
     config = MasksConfig(images="file:///in", output=output.as_uri())
-    return Run(config, "0123456789abcdef" * 4, {"images_per_shard": 10}, 95, 10, 0, {})
+    return Run(config, "0123456789abcdef" * 4, {"images_per_shard": 10}, Plan(Counts(95, 10)))
+
+
+def told_of(run: Run, shards: list[int]) -> ProgressFile:
+    return ProgressFile(run, ToDo(run, run.plan.counts, shards))
 
 
 def at_work(shard: int, images: int, at_hand: float | None = None, silent: float = 0.5) -> AtWork:
@@ -41,7 +47,7 @@ def written(output: Path) -> Progress:
 
 
 def test_it_says_what_is_done_and_what_is_in_work(tmp_path: Path) -> None:
-    told = ProgressFile(run_in(tmp_path), [5, 6, 7, 8, 9])
+    told = told_of(run_in(tmp_path), [5, 6, 7, 8, 9])
     time.sleep(0.05)
     told.finished(ShardSummary(5, 10, 40, {"ok": 8, "truncated": 2}, 9, 20.0))
     told.finished(ShardSummary(6, 10, 50, {"ok": 10}, 9, 30.0))
@@ -66,7 +72,7 @@ def test_it_says_what_is_done_and_what_is_in_work(tmp_path: Path) -> None:
 
 
 def test_at_the_end_nothing_is_in_work(tmp_path: Path) -> None:
-    with ProgressFile(run_in(tmp_path), [7, 8, 9]) as told:
+    with told_of(run_in(tmp_path), [7, 8, 9]) as told:
         told.show(Work((at_work(7, 4, 6.0),), 1))
         told.finished(ShardSummary(8, 10, 40, {"ok": 10}, 9, 20.0))
         told.end("interrupted")
@@ -77,7 +83,7 @@ def test_at_the_end_nothing_is_in_work(tmp_path: Path) -> None:
 
 def test_the_recent_rate_is_that_of_the_last_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_file, "_RECENT_S", 0.2)
-    told = ProgressFile(run_in(tmp_path), list(range(10)))
+    told = told_of(run_in(tmp_path), list(range(10)))
     for shard in range(5):
         told.finished(ShardSummary(shard, 10, 10, {"ok": 10}, 9, 1.0))
     assert told.document("running")["images_per_second_recent"] > 0
@@ -99,7 +105,7 @@ def test_it_is_written_at_once_again_and_again_and_no_more_after_the_end(
 ) -> None:
     monkeypatch.setattr(progress_file, "SECONDS_BETWEEN_WRITES", 0.05)
     path = tmp_path / "progress.json"
-    with ProgressFile(run_in(tmp_path), [9]) as told:
+    with told_of(run_in(tmp_path), [9]) as told:
         seen: set[int] = set()
         deadline = time.monotonic() + 30
         while len(seen) < 3 and time.monotonic() < deadline:
@@ -121,7 +127,7 @@ def test_where_it_cannot_be_written_the_log_says_so_once(
 ) -> None:
     monkeypatch.setattr(progress_file, "SECONDS_BETWEEN_WRITES", 0.02)
     (tmp_path / "progress.json").mkdir()
-    with caplog.at_level(logging.WARNING), ProgressFile(run_in(tmp_path), [9]) as told:
+    with caplog.at_level(logging.WARNING), told_of(run_in(tmp_path), [9]) as told:
         time.sleep(0.2)
         told.end("complete")
     [message] = caplog.messages
@@ -129,8 +135,8 @@ def test_where_it_cannot_be_written_the_log_says_so_once(
 
 
 def test_no_more_than_a_hundred_shards_are_listed(tmp_path: Path) -> None:
-    run: Any = replace(run_in(tmp_path), images=2000, shards=200)
-    told = ProgressFile(run, list(range(200)))
+    run: Any = replace(run_in(tmp_path), plan=Plan(Counts(2000, 200)))
+    told = told_of(run, list(range(200)))
     failed = tuple({"shard": shard, "error": "no space left"} for shard in range(150))
     told.show(Work(tuple(at_work(shard, 1, 1.0) for shard in range(150)), 0, failed))  # type: ignore[arg-type]
     document = told.document("running")

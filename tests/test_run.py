@@ -8,7 +8,7 @@ import pytest
 from running import decode_here, write_jpegs
 from s3server import S3Server
 
-from pipeline import reconcile
+from pipeline import documents, reconcile
 from pipeline import run as runs
 from pipeline.config import (
     AmgConfig,
@@ -23,6 +23,7 @@ from pipeline.contents import content_of
 from pipeline.errors import NoImages, OutputConflict, SettingsError, StorageError
 from pipeline.model import SamModel, load_model
 from pipeline.model.sam import THRESHOLDS
+from pipeline.plan import Counts
 from pipeline.run import Run
 from pipeline.shard import ShardSummary, make_shard
 from pipeline.storage import canonical_uri, s3
@@ -57,7 +58,7 @@ def test_a_run_begins_with_a_manifest_and_a_document(tmp_path: Path) -> None:
     write_jpegs(tmp_path / "in", 5)
     (tmp_path / "in" / "notes.json").write_text("{}")
     run = opened(settings(tmp_path))
-    assert (run.images, run.shards, run.skipped) == (5, 3, {".json": 1})
+    assert run.plan.counts == Counts(5, 3, 0, {".json": 1})
     document = json.loads((tmp_path / "out" / "run.json").read_text())
     assert document["fingerprint"] == run.fingerprint
     assert document["determinants"]["weights_sha256"] == WEIGHTS.sha256
@@ -126,7 +127,7 @@ def test_a_run_of_another_kind_is_refused_and_kept(tmp_path: Path, model: SamMod
     (tmp_path / "out" / "run.json").unlink()
     with pytest.raises(OutputConflict, match="holds a run of masks"):
         opened(embeddings(tmp_path, overwrite=overwrite))
-    assert runs.shards_done(settings(tmp_path).output, "masks") == {0}
+    assert documents.shards_done(settings(tmp_path).output, "masks") == {0}
 
 
 def test_the_teacher_decides_what_embeddings_are(tmp_path: Path) -> None:

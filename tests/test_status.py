@@ -27,6 +27,7 @@ def progress(ago: float = 2.0, **changed: Any) -> dict[str, Any]:
         "updated": (now - timedelta(seconds=ago)).isoformat(timespec="seconds"),
         "seconds": 300.0,
         "images": 1000,
+        "listed": True,
         "images_before": 200,
         "images_done": 350,
         "failed": 7,
@@ -124,6 +125,16 @@ def test_a_running_run_as_text(output: Path) -> None:
     assert lines[2 + lines.index("Slowest images")].endswith("/17.jpg")
     assert max(len(line) for line in lines if not line.startswith("file://")) <= 80
     assert "! " not in done.stdout
+
+
+def test_a_run_whose_images_are_still_listed(output: Path) -> None:
+    (output / "run.json").rename(output / "plan.json")
+    write(output / "progress.json", progress(listed=False, seconds_left=None))
+    done = call("jobs.status", "--output", output)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "images      550 of 1,000 (55.0%), as far as they are listed, 200 of them before; 7 failed" in lines
+    assert "time left   unknown" in lines
 
 
 def test_a_running_run_as_json(output: Path) -> None:

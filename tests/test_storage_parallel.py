@@ -1,6 +1,8 @@
 """Listing in parallel finds what listing in a row finds, on a real S3 server and on a simulated store."""
 
+import random
 import threading
+import time
 from collections import Counter
 from datetime import UTC
 from functools import partial
@@ -17,9 +19,9 @@ from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.manifest import write_manifest
 from pipeline.sources import ImageRef, find_images
-from pipeline.storage import attempts, s3
+from pipeline.storage import attempts, parallel, s3
 from pipeline.storage.files import FileInfo
-from pipeline.storage.parallel import LISTERS, Listed, listed
+from pipeline.storage.parallel import LISTERS, Listed, Request, listed
 
 LARGE = [f"in/{folder}/{index:04d}.jpg" for folder in ("a", "b/c", "b/d") for index in range(350)]
 LARGE += ["in/1.jpg", "in/z.jpg", "in/b/", "in/b/Größe/日本.jpg", "in/b/what?.jpg", "in/empty/"]
@@ -131,7 +133,7 @@ def tree(depth: int, made: list[str], name: str = "r") -> Listed:
     """A request that finds a file and, down to a depth, ten more requests."""
     made.append(threading.current_thread().name)
     more = [partial(tree, depth - 1, made, f"{name}{below}") for below in range(10)] if depth else []
-    return Listed([FileInfo(name, 1, None)], more)
+    return Listed([[FileInfo(name, 1, None)], *more])
 
 
 @pytest.mark.parametrize("listers", [1, 3, LISTERS])
@@ -139,6 +141,7 @@ def test_every_request_is_made_once(listers: int) -> None:
     made: list[str] = []
     found = [file.uri for file in listed(partial(tree, 2, made), listers)]
     assert len(found) == len(set(found)) == len(made) == 111
+    assert found == sorted(found)
     assert len(set(made)) <= listers + 1
 
 
@@ -159,7 +162,7 @@ def test_requests_in_threads_know_how_long_to_try() -> None:
 
     def request() -> Listed:
         known.append(attempts._at_most_s.get())
-        return Listed([], [request] if len(known) < 3 else [])
+        return Listed([request] if len(known) < 3 else [])
 
     with storage.at_most(7.0):
         assert list(listed(request)) == []
@@ -171,4 +174,72 @@ def test_what_a_request_raises_ends_the_listing() -> None:
         raise StorageError("no")
 
     with pytest.raises(StorageError, match="no"):
-        list(listed(lambda: Listed([], [refused])))
+        list(listed(lambda: Listed([refused])))
+
+
+@pytest.mark.parametrize("listers", [1, 3, LISTERS])
+def test_files_come_in_order_however_long_requests_take(listers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of several folders, files between these, and folders in folders; a few files fill what waits."""
+    monkeypatch.setattr(parallel, "FILES_AHEAD", 5)
+    draw = random.Random(0)
+
+    def folder(name: str, depth: int) -> Listed:
+        time.sleep(draw.random() / 100)
+        items: list[list[FileInfo] | Request] = [[FileInfo(f"{name}/a", 1, None)]]
+        if depth:
+            items += [partial(folder, f"{name}/b{below}", depth - 1) for below in range(3)]
+        items += [[FileInfo(f"{name}/c{index}", 1, None) for index in range(3)], partial(pages, f"{name}/d", 0)]
+        return Listed(items)
+
+    def pages(name: str, page: int) -> Listed:
+        time.sleep(draw.random() / 100)
+        more = [partial(pages, name, page + 1)] if page < 4 else []
+        return Listed([[FileInfo(f"{name}/{page}{index}", 1, None) for index in range(2)], *more])
+
+    found = [file.uri for file in listed(partial(folder, "r", 2), listers)]
+    assert len(found) == (1 + 3 + 10) * (1 + 3 + 9)
+    assert found == sorted(found)
+
+
+def test_little_is_asked_for_ahead_of_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first of many folders takes its time, the others fill what may wait, and no more."""
+    monkeypatch.setattr(parallel, "FILES_AHEAD", 50)
+    asked: list[int] = []
+    goes_on = threading.Event()
+
+    def folder(index: int) -> Listed:
+        asked.append(index)
+        if index == 0:
+            assert goes_on.wait(60)
+        return Listed([[FileInfo(f"{index:03d}/{file}", 1, None) for file in range(10)]])
+
+    def release() -> None:
+        deadline = time.monotonic() + 60
+        while len(asked) < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        goes_on.set()
+
+    threading.Thread(target=release).start()
+    listing = listed(lambda: Listed([partial(folder, index) for index in range(200)]))
+    assert next(listing).uri == "000/0"
+    assert len(asked) <= 5 + 2 * LISTERS
+    assert [file.uri for file in listing][-1] == "199/9"
+
+
+def test_s3_and_other_stores_are_listed_in_order(
+    proxy: FaultyProxy, filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("in", "small"):
+        found = [file.uri for file in storage.list_files(f"{filled}/{folder}")]
+        assert found == sorted(found)
+    monkeypatch.setitem(fsspec.config.conf, "simulated", {"keys": 5_000, "prefixes": 40, "page_seconds": 0.01})
+    found = [file.uri for file in storage.list_files("simulated://bucket/in")]
+    assert found == sorted(found)
+    assert len(found) == 5_000
+    memory = fsspec.filesystem("memory")
+    for name in ("a/1", "a/2", "a-b", "a.jpg", "a0", "b"):
+        memory.pipe(f"/order/{name}", b"x")
+    found = [file.uri for file in storage.list_files("memory://order")]
+    assert found == sorted(found)
+    assert len(found) == 6

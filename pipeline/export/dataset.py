@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
-from pipeline import run as runs
-from pipeline import storage
+from pipeline import documents, storage
 from pipeline.contents import Row
 from pipeline.shard import read_rows
 from schemas.masks import PROCESSED
@@ -80,7 +79,7 @@ class Dataset:
             StorageError: it cannot be read.
         """
         self.output = output
-        self.document = runs.read_finished_masks(output)
+        self.document = documents.read_finished_masks(output)
 
     def rows(self, account: Account | None = None, columns: list[str] | None = None) -> Iterator[Row]:
         """The rows of images that were processed, in order.

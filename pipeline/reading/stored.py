@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import manifest, sources, storage
+from pipeline.documents import kind_of, read_document, shards_done
 from pipeline.errors import ImageError, TrainingDataError
 from pipeline.images import decode_image
 from pipeline.manifest import ManifestRow
-from pipeline.run import kind_of, read_document, shards_done
 from pipeline.shard import shard_uri
 from schemas.masks import MASKS_SCHEMA, SCHEMA_VERSION, Status
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.amg import rle
+from pipeline.documents import kind_of
 from pipeline.errors import OutputConflict, SettingsError, StorageError
 from pipeline.report.histogram import Histogram
-from pipeline.run import kind_of
 from pipeline.shard import read_footer, shard_uri
 from schemas.masks import PROCESSED, SCHEMA_VERSION, Status
 

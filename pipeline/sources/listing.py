@@ -16,6 +16,7 @@ from pipeline.storage import FileInfo
 LISTERS: Final = 16
 """Tars and Parquet files listed at the same time: a tar costs one small read a member."""
 
+_WAITING: Final = 10_000  # images behind containers
 _SKIPPED_NAMES: Final = 1000
 
 
@@ -27,7 +28,7 @@ class _Named(NamedTuple):
 
 
 def find_images(address: str, skipped: Counter[str]) -> Iterator[ImageRef]:
-    """Every image under an address, in no particular order.
+    """Every image under an address, in the order in which `storage.list_files` or a list has the files.
 
     The address is a folder or prefix, a glob, a tar, a Parquet file with images in it, one image, or a
     list of URIs: a `.txt` (one a line), a `.csv` with a header or a `.parquet` (the column `uri`, `url` or
@@ -40,22 +41,26 @@ def find_images(address: str, skipped: Counter[str]) -> Iterator[ImageRef]:
         StorageError: the address cannot be listed, or a file in it not read after several attempts.
         SettingsError: a list has no column of URIs, or the address is a compressed tar.
     """
-    pending: deque[Future[Opened]] = deque()
+    waiting: deque[Future[Opened] | ImageRef] = deque()  # those after a container that is being opened
+    opening = 0
     with ThreadPoolExecutor(LISTERS, thread_name_prefix="list") as pool:
         for file, explicit in _named_files(storage.canonical_uri(address), skipped):
             suffix = suffix_of(file.uri)
             if not is_storable(file.uri):
                 _skip(skipped, NOT_UTF8)
             elif suffix in OPENERS:
-                pending.append(pool.submit(OPENERS[suffix], file))
-                if len(pending) > LISTERS:
-                    yield from _finished(pending.popleft(), skipped)
+                waiting.append(pool.submit(OPENERS[suffix], file))
+                opening += 1
             elif (explicit or suffix in IMAGE_SUFFIXES) and not file.uri.lower().endswith(COMPRESSED_TARS):
-                yield ImageRef(*file, None, None)
+                waiting.append(ImageRef(*file, None, None))
             else:
                 _skip(skipped, label_of(file.uri))
-        while pending:
-            yield from _finished(pending.popleft(), skipped)
+            while opening > LISTERS or len(waiting) > _WAITING or (waiting and not opening):
+                first = waiting.popleft()
+                opening -= isinstance(first, Future)
+                yield from _refs(first, skipped)
+        for last in waiting:
+            yield from _refs(last, skipped)
 
 
 def _named_files(uri: str, skipped: Counter[str]) -> Iterator[_Named]:
@@ -76,8 +81,11 @@ def _named_files(uri: str, skipped: Counter[str]) -> Iterator[_Named]:
             yield _Named(file, explicit=True)
 
 
-def _finished(opening: Future[Opened], skipped: Counter[str]) -> Iterable[ImageRef]:
-    refs, left_out = opening.result()
+def _refs(found: Future[Opened] | ImageRef, skipped: Counter[str]) -> Iterable[ImageRef]:
+    """An image, or a container's, which may have to be waited for."""
+    if isinstance(found, ImageRef):
+        return [found]
+    refs, left_out = found.result()
     for name, count in left_out.items():
         _skip(skipped, name, count)
     return refs

@@ -39,6 +39,7 @@ __all__ = [
     "is_inside",
     "list_files",
     "list_names",
+    "lists_in_order",
     "open_input",
     "read_bytes",
     "redact",
@@ -72,8 +73,11 @@ class _Store(Protocol):
     def walk(self, uri: str, stem: str, depth: int | None, /) -> Iterator[FileInfo]:
         """Every file below a folder, on S3 with the folder markers, whose URIs end in `/`.
 
-        `stem` (names begin with it) and `depth` (folders below this one) may be used to list less.
+        `stem` (names begin with it) and `depth` (folders below this one) may be used to list less. In the order
+        of the URIs where `lists_in_order` says so.
         """
+
+    def lists_in_order(self, uri: str, /) -> bool: ...
 
     def folder_exists(self, uri: str, /) -> bool:
         """Asked where a listing was empty: on S3 only a bucket itself can be an empty folder."""
@@ -176,6 +180,16 @@ def _list_glob(uri: str) -> Iterator[FileInfo]:
     for file in _store(uri).walk(folder, stem, depth):
         if matches(file.uri[len(folder) + 1 :]) and not file.uri.endswith("/"):
             yield file
+
+
+def lists_in_order(uri: str) -> bool:
+    """Whether `list_files` finds several files under an address, and those in the order of their URIs.
+
+    So it is on every filesystem of fsspec but local disk, whose folders are read as they lie there, and S3's
+    directory buckets. A store that is said to page through its keys in order, and does not, is not found out here.
+    """
+    uri = canonical_uri(uri)
+    return _store(uri).lists_in_order(uri) and _file_to_list(uri) is None
 
 
 def list_names(uri: str) -> Iterator[str]:

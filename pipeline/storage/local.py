@@ -66,6 +66,10 @@ def walk(uri: str, _stem: str, depth: int | None) -> Iterator[FileInfo]:
     return _walk(_path(uri) or "/", depth, frozenset())
 
 
+def lists_in_order(_uri: str) -> bool:
+    return False
+
+
 def folder_exists(uri: str) -> bool:
     return Path(_path(uri)).is_dir()
 

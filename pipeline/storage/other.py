@@ -10,7 +10,7 @@ import fsspec
 
 from pipeline.storage.attempts import attempt, http_status
 from pipeline.storage.files import FileInfo
-from pipeline.storage.parallel import LISTERS, Listed, Request, listed
+from pipeline.storage.parallel import LISTERS, Listed, Request, in_order, listed
 
 _RENAMING: Final = frozenset({"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs"})
 """Those that write a file bit by bit, and whose `mv` is a renaming."""
@@ -77,18 +77,21 @@ def walk(uri: str, _stem: str, depth: int | None) -> Iterator[FileInfo]:
     start = len(path)
 
     def below(folder: str) -> Listed:
-        files: list[FileInfo] = []
-        folders: list[Request] = []
+        found: list[tuple[str, FileInfo | Request]] = []
         for entry in attempt("list", uri, functools.partial(_entries, fs, folder)):
             name = entry["name"][start:].lstrip("/")
             if entry["type"] != "directory":
-                files.append(_file_info(f"{uri}{'' if uri.endswith('/') else '/'}{name}", entry))
+                found.append((name, _file_info(f"{uri}{'' if uri.endswith('/') else '/'}{name}", entry)))
             elif depth is None or name.count("/") < depth:
-                folders.append(functools.partial(below, entry["name"]))
-        return Listed(files, folders)
+                found.append((f"{name.rstrip('/')}/", functools.partial(below, entry["name"])))
+        return in_order(found)
 
     # Those that are not asynchronous may hold one connection, as SFTP does.
     return listed(functools.partial(below, path), LISTERS if fs.async_impl else 1)
+
+
+def lists_in_order(_uri: str) -> bool:
+    return True
 
 
 def folder_exists(uri: str) -> bool:

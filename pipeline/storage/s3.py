@@ -13,7 +13,7 @@ from fsspec.asyn import sync
 from pipeline.errors import ChangedError, StorageError
 from pipeline.storage.attempts import attempt, http_status, redact
 from pipeline.storage.files import FileInfo
-from pipeline.storage.parallel import Listed, Request, listed
+from pipeline.storage.parallel import Listed, Request, in_order, listed
 
 _CONNECT_TIMEOUT_S: Final = 10
 _READ_TIMEOUT_S: Final = 60
@@ -25,6 +25,7 @@ _FOLDER_PAGES: Final = 10
 """Pages of folders at most: the names are in memory, and who has more has small ones among them."""
 
 _ISO_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+_DIRECTORY_BUCKET: Final = "--x-s3"  # of S3 Express One Zone
 _BUCKET: Final = re.compile(r"[a-zA-Z0-9._-]+")
 
 
@@ -129,33 +130,34 @@ def _begin(uri: str, bucket: str, prefix: str) -> Listed:
     """
     page = _page(uri, bucket, prefix)
     if not page.get("IsTruncated"):
-        return Listed(_files(uri, page), [])
+        return Listed([_files(uri, page)])
     below = (item["Key"][len(prefix) :].partition("/") for item in page["Contents"])
     if 1 <= len({name for name, slash, _ in below if slash}) <= _LARGE_FOLDERS:
-        return Listed([], [functools.partial(_by_folder, uri, bucket, prefix)])
-    return Listed(_files(uri, page), [_next_page(uri, bucket, prefix, page)])
+        return Listed([functools.partial(_by_folder, uri, bucket, prefix)])
+    return Listed([_files(uri, page), _next_page(uri, bucket, prefix, page)])
 
 
 def _by_folder(uri: str, bucket: str, prefix: str) -> Listed:
     """The keys directly below a prefix, and its folders to list; all of it in one row if there are too many."""
-    files: list[FileInfo] = []
-    folders: list[str] = []
+    found: list[tuple[str, FileInfo | Request]] = []
     token: dict[str, str] = {}
     for _ in range(_FOLDER_PAGES):
         page = _page(uri, bucket, prefix, Delimiter="/", **token)
-        files += _files(uri, page)
-        folders += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+        found += [(file.uri, file) for file in _files(uri, page)]
+        for item in page.get("CommonPrefixes", ()):
+            folder = item["Prefix"]
+            found.append((f"{_root(uri)}/{folder}", functools.partial(_begin, uri, bucket, folder)))
         if not page.get("IsTruncated"):
-            return Listed(files, [functools.partial(_begin, uri, bucket, folder) for folder in folders])
+            return in_order(found)
         token = {"ContinuationToken": page["NextContinuationToken"]}
-    return Listed([], [functools.partial(_in_a_row, uri, bucket, prefix)])
+    return Listed([functools.partial(_in_a_row, uri, bucket, prefix)])
 
 
 def _in_a_row(uri: str, bucket: str, prefix: str, **token: str) -> Listed:
     """One page of all keys of a prefix, and the next one to list."""
     page = _page(uri, bucket, prefix, **token)
     more = [_next_page(uri, bucket, prefix, page)] if page.get("IsTruncated") else []
-    return Listed(_files(uri, page), more)
+    return Listed([_files(uri, page), *more])
 
 
 def _next_page(uri: str, bucket: str, prefix: str, page: dict[str, Any]) -> Request:
@@ -163,8 +165,17 @@ def _next_page(uri: str, bucket: str, prefix: str, page: dict[str, Any]) -> Requ
 
 
 def _files(uri: str, page: dict[str, Any]) -> list[FileInfo]:
-    root = "/".join(uri.split("/", 3)[:3])
+    root = _root(uri)
     return [FileInfo(f"{root}/{item['Key']}", item["Size"], item.get("ETag")) for item in page.get("Contents", ())]
+
+
+def _root(uri: str) -> str:
+    """The bucket's address."""
+    return "/".join(uri.split("/", 3)[:3])
+
+
+def lists_in_order(uri: str) -> bool:
+    return not _bucket_and_key(uri)[0].endswith(_DIRECTORY_BUCKET)
 
 
 def folder_exists(uri: str) -> bool:

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import run as runs
-from pipeline import storage
+from pipeline import documents, storage
 from pipeline.model.sam import SamModel
 from pipeline.training.config import DistillConfig, OptimizerConfig
 from pipeline.training.decoupled import Distillation, student
@@ -140,6 +139,6 @@ def train(
 
 def _teacher(store: str) -> str:
     """Where the teacher's weights were when the store was made."""
-    model = runs.read_document(store)["settings"]["model"]
+    model = documents.read_document(store)["settings"]["model"]
     address: str = model["checkpoint"] or model["model"] or "mobile_sam"
     return address

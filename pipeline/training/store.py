@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import manifest, storage
-from pipeline import run as runs
+from pipeline import documents, manifest, storage
 from pipeline.contents import Row, rows_of
 from pipeline.errors import OutputConflict, TrainingDataError
 from pipeline.manifest import ManifestRow
@@ -122,10 +121,10 @@ def open_store(output: str, *, expect: Mapping[str, Any] | None = None) -> Teach
     output = storage.canonical_uri(output)
     name = storage.redact(output)
     try:
-        document = runs.read_document(output)
+        document = documents.read_document(output)
     except OutputConflict as error:
         raise TrainingDataError(f"{error} jobs.embed_images makes a teacher store.") from error
-    if (kind := runs.kind_of(document)) != "embeddings":
+    if (kind := documents.kind_of(document)) != "embeddings":
         raise TrainingDataError(f"{name} is no teacher store: it holds {kind}. jobs.embed_images makes one.")
     determinants, listing = document["determinants"], document["manifest"]
     if (version := determinants["schema"][kind]) != SCHEMA_VERSION:
@@ -151,7 +150,7 @@ def open_store(output: str, *, expect: Mapping[str, Any] | None = None) -> Teach
     ]
     if differing:
         raise TrainingDataError(f"{name} is not the teacher store that is expected: {', '.join(differing)}.")
-    if missing := set(range(store.shards)) - runs.shards_done(output, kind):
+    if missing := set(range(store.shards)) - documents.shards_done(output, kind):
         raise TrainingDataError(
             f"{name} lacks {len(missing)} of {store.shards} shards, the first {min(missing)}; the command that "
             "began it makes them."
