@@ -16,11 +16,11 @@ test: install
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target check test-without-ray test-with-ray
 
 test-without-ray:
-	OMP_NUM_THREADS=1 $(KEEP_MEMORY) nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not alone"
+	OMP_NUM_THREADS=1 $(KEEP_MEMORY) nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 -m "not alone"
 
 # Ray waits more than it works, but not for long: its processes come first, and their threads wait without spinning.
 test-with-ray:
-	RAY_worker_niceness=0 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m alone
+	RAY_worker_niceness=0 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations 20 -m alone
 
 fuzz: install
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS)

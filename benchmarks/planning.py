@@ -37,6 +37,7 @@ HEADS: Final = {
         "s of CPU",
         "images a second",
         "peak MiB",
+        "s to the first shards",
         "peak GB of disk",
         "GB of manifest",
     ],
@@ -106,12 +107,15 @@ def _planning(keys: int, prefixes: int, page_seconds: float) -> list[str]:
         disk = _Disk(Path(scratch))
         before, start = _peak(), time.monotonic()
         images = sources.find_images("simulated://bucket/in", Counter())
-        info = manifest.write_manifest(images, output, images_per_shard=IMAGES_PER_SHARD)
+        put: list[float] = []
+        early = manifest.EarlyParts(lambda _: put.append(time.monotonic() - start))
+        info = manifest.write_manifest(images, output, images_per_shard=IMAGES_PER_SHARD, early=early)
         seconds = time.monotonic() - start
         assert info.images == keys
         memory, manifest_bytes = _peak() - before, _size(Path(output))
         return [
             *_common(keys, prefixes, seconds, memory),
+            f"{put[0]:.1f}",
             f"{disk.peak() / 1e9:.2f}",
             f"{manifest_bytes / 1e9:.2f}",
         ]

@@ -159,6 +159,9 @@ def test_a_phone_scrolls_in_one_direction_only(scheme: str, browser: Browser, re
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
     assert page.evaluate("document.documentElement.scrollWidth") == 375
+    assert page.evaluate(
+        "[...document.querySelectorAll('.scroll')].every(box => box.scrollWidth <= box.clientWidth)"
+    )
     for details in page.locator("details > summary").all():
         details.click()
     page.locator(".card").first.click()

@@ -52,7 +52,11 @@ def find_images(address: str, skipped: Counter[str]) -> Iterator[ImageRef]:
                 waiting.append(pool.submit(OPENERS[suffix], file))
                 opening += 1
             elif (explicit or suffix in IMAGE_SUFFIXES) and not file.uri.lower().endswith(COMPRESSED_TARS):
-                waiting.append(ImageRef(*file, None, None))
+                image = ImageRef(*file, None, None)
+                if waiting:
+                    waiting.append(image)
+                else:
+                    yield image
             else:
                 _skip(skipped, label_of(file.uri))
             while opening > LISTERS or len(waiting) > _WAITING or (waiting and not opening):
