@@ -94,7 +94,7 @@ GUARDS: Final = [
     ),
     Guard(30, "pipeline/run.py", "if storage.is_inside(config.output, config.images):", "if not config.output:"),
     Guard(31, "pipeline/run.py", 'if document["fingerprint"] != own:', 'if document["fingerprint"] == "":'),
-    Guard(32, "pipeline/manifest.py", "pc.not_equal(uris, before)", 'pc.not_equal(uris, "")'),
+    Guard(32, "pipeline/manifest.py", "pc.equal(uri, before)", 'pc.equal(uri, "")'),
     Guard(33, "pipeline/sources/containers.py", ' or ".." in member.name.split("/")', ""),
     Guard(
         33,
