@@ -19,6 +19,8 @@ from pipeline.board import Board
 from pipeline.config import ClusterConfig, MasksConfig, ModelConfig
 from pipeline.engine_worker import ShardWorker, last_line
 from pipeline.errors import IncompleteRun, SettingsError
+from pipeline.plan import Counts, Plan
+from pipeline.reconcile import ToDo
 from pipeline.run import Run
 from pipeline.shard import ShardSummary
 
@@ -175,7 +177,9 @@ def results(shards: list[int], monkeypatch: pytest.MonkeyPatch) -> tuple[list[li
 
     monkeypatch.setattr(engine, "_SHARDS_AT_ONCE", 2)
     monkeypatch.setattr(engine, "_dataset", dataset)
-    summaries = engine._results(cast(Run, None), shards, None)
+    plan = Plan(Counts(1000, 1000))
+    run = cast(Run, SimpleNamespace(plan=plan, shards=plan.counts.shards))
+    summaries = engine._results(run, ToDo(run, plan.counts, shards), None)
     return asked, (summary.shard for summary in summaries if summary is not None)
 
 
