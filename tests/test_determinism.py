@@ -100,7 +100,7 @@ def test_case_37_two_runs_on_one_output_at_once(
 
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(run_of, range(2))
-    assert one == other
+    assert (one.config, one.fingerprint, one.plan.counts) == (other.config, other.fingerprint, other.plan.counts)
     assert content_hash(tmp_path / "out") == expected
     for shard in range(one.shards):
         assert faults_of_shard(config.output, "masks", one.fingerprint, shard) == []
