@@ -97,12 +97,14 @@ def shards_done(output: str, kind: Kind) -> set[int]:
 
 
 def parts(folder: str) -> Iterator[int]:
+    """The numbers of a folder's `part-NNNNN.parquet`, in no order."""
     for name in storage.list_names(folder):
         if match := _PART.fullmatch(name):
             yield int(match[1])
 
 
 def conflict(output: str, document: dict[str, Any], own: str, determinants: dict[str, Any]) -> str:
+    """What to say where an output's document has another fingerprint: both, and what they differ in."""
     theirs, ours = _flat(document["determinants"]), _flat(determinants)
     differing = [
         f"{key} ({theirs.get(key)} there, {ours.get(key)} here)"
@@ -121,6 +123,7 @@ def _flat(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def redacted(value: Any) -> Any:
+    """JSON whose texts have no credentials; `storage.redact` says which."""
     if isinstance(value, dict):
         return {key: redacted(item) for key, item in value.items()}
     return storage.redact(value) if isinstance(value, str) else value

@@ -1,5 +1,6 @@
 """Storage on local disk, on a real S3 server, and in memory: addresses, reading and writing."""
 
+import io
 import os
 import tempfile
 import threading
@@ -155,3 +156,13 @@ def test_threads_share_the_client(bucket: str) -> None:
         assert list(pool.map(lambda i: storage.read_bytes(f"{bucket}/{i}"), range(64))) == [
             str(i).encode() for i in range(64)
         ]
+
+
+def test_arrows_filesystem_reads_and_refuses_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    filesystem = storage.arrow_filesystem()
+    assert filesystem.open_input_file((tmp_path / "x").as_uri()).read() == b"abc"
+    for refused in (filesystem.delete_file, filesystem.create_dir, filesystem.open_output_stream):
+        with pytest.raises(io.UnsupportedOperation, match="opens files to read, and does nothing else"):
+            refused((tmp_path / "x").as_uri())
+    assert (tmp_path / "x").read_bytes() == b"abc"

@@ -1,5 +1,6 @@
 """Arrow's door to storage: `pyarrow.dataset` reads through it, with our attempts and errors."""
 
+import io
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -49,7 +50,9 @@ class ReadOnlyHandler(pyarrow.fs.FileSystemHandler):
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         """What Arrow's interface also has and no reader calls: listing and writing are `storage`'s."""
-        raise NotImplementedError("everymask's filesystem for Arrow opens files to read, and does nothing else")
+        raise io.UnsupportedOperation(
+            "everymask's filesystem for Arrow opens files to read, and does nothing else"
+        )
 
     get_file_info_selector = _refuse
     create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = _refuse
