@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Final, TypeVar
 
+from jobs import preflight
 from pipeline import engine, estimate, reconcile, sources
 from pipeline import run as runs
 from pipeline.amg.selfcheck import checked_model
@@ -19,30 +20,29 @@ from pipeline.progress_file import ProgressFile
 from pipeline.reconcile import ToDo
 from pipeline.run import OutputSettings, Run
 from pipeline.shard import ShardSummary
-from pipeline.storage import canonical_uri, redact
+from pipeline.storage import redact
 from schemas.summary import State, Summary
 
 _NAMED: Final = 10  # damaged shards in a message
 _log = logging.getLogger("everymask")
 _Settings = TypeVar("_Settings", bound=OutputSettings)
-_Config = TypeVar("_Config", bound=RunConfig)
 _MakeShards = Callable[[Run[_Settings], ToDo, ProgressFile], Iterator[ShardSummary]]
 
 
 def begin(config: RunConfig, check: Callable[[Run], None] | None = None) -> Run:
-    """Begin the run of these settings, or take up the one that the output holds. The device is looked for first.
+    """Begin the run of these settings, or take up the one that the output holds.
 
     Args:
-        config: The settings.
+        config: The settings, as `preflight.checked` gives them.
         check: What it raises of the run prevents it, before anything is written or deleted. With it, all images
             are listed first.
 
     Raises:
         PreflightError, SettingsError: an address, the weights or the settings; nothing was started.
     """
-    config = with_canonical_addresses(config)
     engine.check_device(config)
-    runs.check_addresses(config)
+    if preflight.device_comes_first(config):
+        runs.check_addresses(config)
     # Loaded once here, so that no worker is started for weights that do not load.
     model = checked_model(config.model.model_copy(update={"device": "cpu"}))
     return runs.open_run(config, weights_of(model), check)
@@ -51,11 +51,13 @@ def begin(config: RunConfig, check: Callable[[Run], None] | None = None) -> Run:
 def dry_run(config: RunConfig) -> None:
     """Print what the run of these settings would cost, as JSON; write nothing.
 
+    Args:
+        config: The settings, as `preflight.checked` gives them.
+
     Raises:
         PreflightError, SettingsError: as `begin`.
         IncompleteRun: no sample could be made.
     """
-    config = with_canonical_addresses(config)
     engine.check_device(config)
     skipped: Counter[str] = Counter()
     drawn = estimate.draw(sources.find_images(config.images, skipped))
@@ -116,16 +118,6 @@ def _what_is_left(run: Run[OutputSettings], summary: Summary) -> Iterator[str]:
             f"The files of these shards are damaged: {names}. `python -m jobs.verify_masks --output {output} "
             "--remove-damaged` deletes them, and then the same command makes them."
         )
-
-
-def with_canonical_addresses(config: _Config) -> _Config:
-    """Paths must mean the same in workers, which run in other folders."""
-    model = config.model
-    if model.checkpoint is not None:
-        model = model.model_copy(update={"checkpoint": canonical_uri(model.checkpoint)})
-    return config.model_copy(
-        update={"images": canonical_uri(config.images), "output": canonical_uri(config.output), "model": model}
-    )
 
 
 def _make_and_reconcile(

@@ -5,10 +5,9 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from jobs import dataset
+from jobs import preflight
 from jobs.command import run_command
 from pipeline.config import EmbeddingsConfig
-from pipeline.engine import make_shards
 from pipeline.errors import SettingsError
 from pipeline.run import Run
 from schemas.embeddings import embedding_bytes
@@ -27,6 +26,10 @@ def embed_images(*, config: Annotated[EmbeddingsConfig, Parameter(name="*")]) ->
     address, credentials or weights, before anything was started; 4 too many images failed; 130 interrupted.
     Finished shards are kept in every case, and the same command goes on.
     """
+    config = preflight.checked(config)
+    from jobs import dataset  # noqa: PLC0415 (with torch and Ray, which take seconds)
+    from pipeline.engine import make_shards  # noqa: PLC0415
+
     if config.dry_run:
         dataset.dry_run(config)
         return 0

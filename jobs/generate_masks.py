@@ -4,10 +4,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from jobs import dataset
+from jobs import preflight
 from jobs.command import run_command
 from pipeline.config import MasksConfig
-from pipeline.engine import make_shards
 
 
 def generate_masks(*, config: Annotated[MasksConfig, Parameter(name="*")]) -> int:
@@ -17,6 +16,10 @@ def generate_masks(*, config: Annotated[MasksConfig, Parameter(name="*")]) -> in
     holds another run; 3 an address, credentials or weights, before anything was started; 4 too many images
     failed; 130 interrupted. Finished shards are kept in every case, and the same command goes on.
     """
+    config = preflight.checked(config)
+    from jobs import dataset  # noqa: PLC0415 (with torch and Ray, which take seconds)
+    from pipeline.engine import make_shards  # noqa: PLC0415
+
     if config.dry_run:
         dataset.dry_run(config)
         return 0

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from jobs import dataset
+from jobs import dataset, preflight
 from jobs.command import run_command
 from jobs.processes import mapping
 from pipeline import run as runs
@@ -39,8 +39,7 @@ def import_sa1b(*, config: Annotated[ImportConfig, Parameter(name="*")], process
         config: Where from, where to.
         processes: Shards made at the same time; by default as many as there are CPUs.
     """
-    config = dataset.with_canonical_addresses(config)
-    runs.check_addresses(config)
+    config = preflight.checked(config)
     run = runs.open_run(config, _SAM)
     dataset.finish(run, partial(_make, config=config, processes=processes or os.cpu_count() or 1), nullcontext)
     return 0

@@ -206,6 +206,11 @@ class RunConfig(_Settings):
     reading: Annotated[ImagesConfig, _FLAT] = ImagesConfig()
     cluster: Annotated[ClusterConfig, _FLAT] = ClusterConfig()
 
+    @property
+    def asks_for_device(self) -> bool:
+        """Whether another device than whatever is there is asked for."""
+        return self.model.device in {"cuda", "mps"} or bool(self.cluster.gpus_per_worker)
+
     def determinants(self, weights: LoadedWeights) -> dict[str, Any]:
         """All that decides what the rows say, as JSON. What only changes speed is left out.
 

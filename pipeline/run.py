@@ -29,7 +29,7 @@ from pipeline.documents import (
     redacted,
     shards_done,
 )
-from pipeline.errors import NoImages, OutputConflict
+from pipeline.errors import NoImages, OutputConflict, StorageError
 from pipeline.manifest import SHARDS_PER_PART, EarlyParts, ManifestInfo
 from pipeline.plan import Counts, Plan
 
@@ -101,14 +101,14 @@ class Run(Generic[_Settings_co]):
 
 
 def check_addresses(config: RunConfig) -> None:
-    """Fail early: the output lies elsewhere than the input, can be written, and the input can be listed.
+    """Fail early: the output lies elsewhere than the input and can be written; input and checkpoint are there.
 
     Within seconds, too: what does not answer is not waited for as long as it is when a run is under way.
     Of a run that is taken up again, the input must still answer, or each image that is left would be a failure.
 
     Raises:
         OutputConflict: the output lies inside the input.
-        StorageError: an address cannot be listed or written.
+        StorageError: an address cannot be listed or written, or holds no checkpoint.
         NoImages: there is no image under the address, and `allow_empty` is not set.
     """
     if storage.is_inside(config.output, config.images):
@@ -125,6 +125,9 @@ def check_addresses(config: RunConfig) -> None:
         found = storage.list_files(config.images) if resumed else sources.find_images(config.images, skipped)
         if next(found, None) is None and not config.allow_empty:
             raise no_images(config, skipped)
+        checkpoint = config.model.checkpoint
+        if checkpoint is not None and not storage.exists(checkpoint):
+            raise StorageError(f"There is no checkpoint at {storage.redact(checkpoint)}: check the address.")
 
 
 def open_run(config: RunConfig, weights: LoadedWeights, check: Callable[[Run], None] | None = None) -> Run:

@@ -77,6 +77,7 @@ def name_of(path: Path) -> str:
 def imports_of(path: Path) -> set[str]:
     """Modules that a file imports, at its top or anywhere inside."""
     found = set()
+    known = {name_of(module) for module in MODULES}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -84,7 +85,6 @@ def imports_of(path: Path) -> set[str]:
             assert node.level == 0, f"{path} has a relative import"
             assert node.module is not None
             submodules = {f"{node.module}.{alias.name}" for alias in node.names}
-            known = {name_of(module) for module in MODULES}
             found |= submodules & known or {node.module}
     return found
 

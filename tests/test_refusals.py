@@ -1,6 +1,8 @@
 """What cannot work ends a command with its exit code and a word why, before a Ray is started."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,3 +89,27 @@ def test_a_device_that_is_not_there_ends_it_before_anything_is_read_or_written(
     assert refused.returncode == 2, refused.stderr
     assert "There is no GPU here" in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("job", ["jobs.embed_images", "jobs.generate_masks"])
+@pytest.mark.parametrize("missing", ["--images", "--checkpoint"])
+def test_a_wrong_address_is_refused_before_torch_and_ray_are_imported(
+    job: str, missing: str, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """Importing them takes longer than asking."""
+    given = {"--images": write_jpegs(tmp_path / "in", 1), "--checkpoint": tiny_checkpoint}
+    given[missing] = tmp_path / "nowhere"
+    words = [word for pair in given.items() for word in map(str, pair)]
+    code = f"""
+import runpy, sys
+sys.argv = {[job, *words, "--output", str(tmp_path / "out")]}
+try:
+    runpy.run_module({job!r}, run_name="__main__")
+finally:
+    print({{"torch", "ray"}} & sys.modules.keys())
+"""
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert refused.returncode == 3, refused.stderr
+    assert "nowhere" in refused.stderr
+    assert refused.stdout == "set()\n"
+    assert not list((tmp_path / "out").iterdir())

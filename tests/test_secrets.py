@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from running import call, decode_here, write_jpegs
 
-from jobs import dataset
+from jobs import dataset, preflight
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig
 from pipeline.contents import content_of
 from pipeline.engine import make_shards
@@ -68,7 +68,7 @@ def test_no_secret_in_logs_errors_and_documents(
         amg=AmgConfig(points_per_side=1),
     )
     with caplog.at_level(logging.DEBUG, "everymask"):
-        run = dataset.begin(config)
+        run = dataset.begin(preflight.checked(config))
         content = content_of(run.config, load_model(str(tiny_checkpoint)))
         make_shard(0, run.config, content, decode_here(run.config), run.provenance)
         dataset.finish(run, make_shards)
@@ -99,7 +99,7 @@ def test_case_23_a_storage_that_does_not_answer_is_not_waited_for(
         *("--images", tmp_path / "in", "--output", "s3://bucket/out", "--checkpoint", tiny_checkpoint),
     )
     s3.client.cache_clear()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20  # ten on a machine of one's own; with all attempts it were 60
     assert refused.returncode == 3, refused.stderr
     assert "s3://bucket/out" in refused.stderr
     assert "127.0.0.1:1" in refused.stderr
