@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from running import run
+from huggingface_hub import constants
+from running import call
 from seeded import PHOTOGRAPHS, reference_sam
 from small_distillation import SIZE, config_for
 from timm.models import tiny_vit
@@ -105,11 +106,14 @@ def test_imagenet_weights_fill_all_but_the_neck(name: Student) -> None:
         load_imagenet(model, weights)
 
 
-def test_imagenet_weights_come_from_hugging_face_or_its_cache(tmp_path: Path, shared: Path) -> None:
+def test_imagenet_weights_come_from_hugging_face_or_its_cache(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ["--store", shared, "--output", tmp_path / "out.safetensors", "--imagenet", "--device", "cpu"]
     flags += ["--steps", "1", "--batch-size", "2", "--precision", "fp32", "--ema-decay", "0"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache")}
-    refused = run("jobs.distill", *flags, **offline)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    refused = call("jobs.distill", *flags)
     assert refused.returncode == 3
     assert "Cannot get the ImageNet weights timm/tiny_vit_5m_224.dist_in22k from Hugging Face" in refused.stderr
     repository = tmp_path / "cache" / "models--timm--tiny_vit_5m_224.dist_in22k"
@@ -119,7 +123,7 @@ def test_imagenet_weights_come_from_hugging_face_or_its_cache(tmp_path: Path, sh
     (repository / "refs" / "main").write_text(revision)
     weights = imagenet_of("tiny_vit_5m")
     safetensors.torch.save_file(weights, repository / "snapshots" / revision / "model.safetensors")
-    done = run("jobs.distill", *flags, **offline)
+    done = call("jobs.distill", *flags)
     assert done.returncode == 0, done.stderr
     trained = read_checkpoint(str(tmp_path / "out.safetensors")).tensors
     stem = "image_encoder.patch_embed.seq.0.c.weight"

@@ -11,11 +11,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
-from PIL import Image
 from running import call, command, jpeg, processes_with, rows, run, write_jpegs
 from runs_of_masks import job, summary_of, wait_for_shards
-from seeded import PHOTOGRAPHS, ReferenceGenerator, assert_parity, lively_state_dict, reference_with
 
 import pipeline
 
@@ -97,28 +94,6 @@ def test_a_local_run_is_estimated_made_and_verified(tmp_path: Path, tiny_checkpo
         in damaged.stderr
     )
     assert summary_of(output)["damaged_shards"] == [1]
-
-
-def test_the_masks_are_those_of_the_original_package(tmp_path: Path) -> None:
-    weights = lively_state_dict()
-    torch.save(weights, tmp_path / "x.pt")
-    (tmp_path / "in").mkdir()
-    names = ("coffee", "portrait", "small")
-    for name in names:
-        Image.fromarray(PHOTOGRAPHS[name]()).save(tmp_path / "in" / f"{name}.png")
-    done = run(
-        "jobs.generate_masks",
-        *("--images", tmp_path / "in", "--output", tmp_path / "out", "--checkpoint", tmp_path / "x.pt"),
-        *("--image-size", "256", "--points-per-side", "6", "--device", "cpu"),
-    )
-    assert done.returncode == 0, done.stderr
-    generator = ReferenceGenerator(reference_with(weights, 256), points_per_side=6)
-    found = rows(tmp_path / "out")
-    assert [Path(row["uri"]).stem for row in found] == list(names)
-    for row in found:
-        reference = generator.generate(PHOTOGRAPHS[Path(row["uri"]).stem]())
-        assert reference
-        assert_parity(row["masks"], reference)
 
 
 def test_case_41_too_many_failures_stop_the_run(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -103,15 +103,12 @@ def test_case_23_s3_refusals_come_within_seconds(
         "s3://no-such-bucket/in": {},
         f"{bucket}/in": {"AWS_SECRET_ACCESS_KEY": "wrong-secret"},
     }
-    start = time.monotonic()
-    assert run("jobs.generate_masks", "--help").returncode == 0
-    imports_s = time.monotonic() - start  # most of the time, and the machine's alone
     for images, environment in attempts.items():
         start = time.monotonic()
         refused = run(*job(tiny_checkpoint, images, tmp_path / "out"), **environment)
         assert refused.returncode == 3, refused.stderr
         assert images in refused.stderr
-        assert time.monotonic() - start < imports_s + 20
+        assert time.monotonic() - start < 20  # ten on a machine that does nothing else
     refused = run(*job(tiny_checkpoint, f"{bucket}/in", "s3://no-such-bucket/out"))
     assert refused.returncode == 3
     assert "no-such-bucket/out" in refused.stderr

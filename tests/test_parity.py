@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco
+from running import make_dataset, rows
 from scipy.optimize import linear_sum_assignment
 from seeded import (
     PHOTOGRAPHS,
@@ -32,9 +33,11 @@ from seeded import (
 )
 
 from pipeline.amg import MaskGenerator
+from pipeline.config import AmgConfig, MasksConfig, ModelConfig
 from pipeline.model import load_model
 from pipeline.model.sam import Embedding, SamModel
 from pipeline.model.weights import read_checkpoint
+from pipeline.storage import canonical_uri
 
 KEEP_MANY: Final = {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
 SETTINGS: Final[dict[str, dict[str, Any]]] = {
@@ -302,6 +305,30 @@ def test_a_checkpoint_of_the_reference_gives_its_masks(tmp_path: Path) -> None:
     arguments = few_prompts(KEEP_MANY, side=3, side_in_crops=2)
     _, reference = both.masks(rgb, **arguments)
     assert_parity(MaskGenerator(model, **arguments).generate(rgb), reference, stray_pixels=1)
+
+
+def test_a_dataset_of_the_references_checkpoint_holds_its_masks(tmp_path: Path) -> None:
+    reference = pair(SMALL_SIZE).predictor.model
+    torch.save(reference.state_dict(), tmp_path / "x.pt")
+    (tmp_path / "in").mkdir()
+    names = ("coffee", "portrait", "small")
+    for name in names:
+        Image.fromarray(PHOTOGRAPHS[name]()).save(tmp_path / "in" / f"{name}.png")
+    config = MasksConfig(
+        images=canonical_uri(str(tmp_path / "in")),
+        output=canonical_uri(str(tmp_path / "out")),
+        images_per_shard=2,
+        model=ModelConfig(image_size=SMALL_SIZE),
+        amg=AmgConfig(points_per_side=6),
+    )
+    make_dataset(config, tmp_path / "x.pt")
+    generator = ReferenceGenerator(reference, points_per_side=6)
+    found = rows(tmp_path / "out")
+    assert [Path(row["uri"]).stem for row in found] == list(names)
+    for row in found:
+        expected = generator.generate(PHOTOGRAPHS[Path(row["uri"]).stem]())
+        assert expected
+        assert_parity(row["masks"], expected)
 
 
 def test_bfloat16_gives_nearly_the_masks_of_float32() -> None:
