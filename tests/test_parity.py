@@ -1,8 +1,8 @@
 """The masks are the reference's: the package mobile_sam and ours, with the same weights, on photographs.
 
-With the trained weights that come along, every default at the published size, the full grid on one photograph; with
-random weights that were made lively, all settings with fewer prompts, for time, there and at 256. The full grid on as
-many photographs as one likes is `benchmarks/parity.py`'s.
+With the trained weights that come along, every default at the published size, with the full grid on one
+photograph; with random weights that were made lively, all settings with fewer prompts, for time, there and at 256.
+The full grid on as many photographs as one likes is `benchmarks/parity.py`'s.
 `EVERYMASK_PHOTOS` names a folder of more photographs to compare on.
 """
 
