@@ -66,10 +66,11 @@ def main() -> None:
     parser.add_argument("--gigabits", type=float, default=100.0, help="ASSUMED, a second from the store, to all")
     parser.add_argument("--image-kilobytes", type=float, default=500.0, help="ASSUMED, of an image's file")
     parser.add_argument("--output", help="file that receives the tables as Markdown")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        _work(options, Path(options.worker[0]), options.worker[1])
+        with tempfile.TemporaryDirectory() as output:
+            _work(options, options.worker, Path(output))
     elif options.measure:
         options.measure.write_text(json.dumps(_measure(options)))
     elif options.compare:
@@ -92,8 +93,9 @@ def _tell(text: str, output: str | None) -> None:
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """A worker's times where it is `alone`, and where another works `beside` it."""
     with tempfile.TemporaryDirectory() as folder:
-        _write_pictures(Path(folder, "in"), options.images)
-        return {name: _at_once(options, Path(folder), count) for name, count in (("alone", 1), ("beside", 2))}
+        pictures = Path(folder, "in")
+        _write_pictures(pictures, options.images)
+        return {name: _at_once(options, pictures, count) for name, count in (("alone", 1), ("beside", 2))}
 
 
 def _write_pictures(folder: Path, count: int) -> None:
@@ -102,12 +104,11 @@ def _write_pictures(folder: Path, count: int) -> None:
         (folder / f"{index:05d}.jpg").write_bytes(jpeg(index, PIECE))
 
 
-def _at_once(options: argparse.Namespace, folder: Path, count: int) -> dict[str, Any]:
+def _at_once(options: argparse.Namespace, pictures: Path, count: int) -> dict[str, Any]:
     """The first of so many workers that work at the same time; all begin when all are ready."""
-    command = [sys.executable, __file__, *_settings(options), "--worker", str(folder)]
+    command = [sys.executable, __file__, *_settings(options), "--worker", str(pictures)]
     workers = [
-        subprocess.Popen([*command, f"{count}-{number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for number in range(count)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
     ]
     for worker in workers:
         assert worker.stdout
@@ -132,12 +133,12 @@ def _settings(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def _work(options: argparse.Namespace, folder: Path, name: str) -> None:
+def _work(options: argparse.Namespace, pictures: Path, output: Path) -> None:
     """Make one shard as a worker does, and print what took how long."""
     torch.set_num_threads(1)
     config = MasksConfig(
-        images=(folder / "in").as_uri(),
-        output=(folder / f"out-{name}").as_uri(),
+        images=pictures.as_uri(),
+        output=output.as_uri(),
         images_per_shard=options.images,
         model=ModelConfig(model="demo", device="cpu"),
         amg=AmgConfig(points_per_side=options.points_per_side),
@@ -185,17 +186,21 @@ def _work(options: argparse.Namespace, folder: Path, name: str) -> None:
 
 def _compare(options: argparse.Namespace) -> str:
     rows = [["workers", "images", "images/s simulated", "real", "off by", "seconds simulated", "real", "off by"]]
-    measured = _measure(options)
     images = 2 * options.images
     with tempfile.TemporaryDirectory() as folder:
+        measured = Path(folder, "measured")
+        _write_pictures(measured, options.images)
         _write_pictures(Path(folder, "in"), images)
-        for workers, name in ((1, "alone"), (2, "beside")):
+        for workers in (1, 2):
             _write_pictures(Path(folder, f"start-{workers}"), workers)
+            before = _at_once(options, measured, workers)
             start = _run(options, Path(folder, f"start-{workers}"), Path(folder, f"s-{workers}"), workers, 1)
-            one = Measured(**measured[name])
+            per_shard = images // 16
+            real = _run(options, Path(folder, "in"), Path(folder, f"out-{workers}"), workers, per_shard)
+            # Before and after: a rented machine is not as fast in one minute as in the next.
+            one = _both(before, _at_once(options, measured, workers))
             # Ray's start and a worker's: what a run of an image a worker takes, but for the image.
             overhead = start["seconds"] - sum(one.make) / len(one.make) - one.plan - one.write
-            per_shard = images // 16
             cluster = Cluster(
                 images=images,
                 workers=workers,
@@ -203,7 +208,6 @@ def _compare(options: argparse.Namespace) -> str:
                 driver_seconds=overhead,
             )
             predicted = simulate(cluster, one)
-            real = _run(options, Path(folder, "in"), Path(folder, f"out-{workers}"), workers, per_shard)
             working = predicted.seconds - overhead, real["seconds"] - overhead
             rows.append(
                 [
@@ -218,6 +222,12 @@ def _compare(options: argparse.Namespace) -> str:
                 ]
             )
     return table(rows) + f"\nLoad of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs.\n"
+
+
+def _both(before: dict[str, Any], after: dict[str, Any]) -> Measured:
+    """All images of two measurements, and the mean of what each has once."""
+    pairs = {name: (before[name], after[name]) for name in before}
+    return Measured(**{n: a + b if isinstance(a, list) else (a + b) / 2 for n, (a, b) in pairs.items()})
 
 
 def _run(options: argparse.Namespace, images: Path, output: Path, workers: int, per_shard: int) -> dict[str, Any]:
