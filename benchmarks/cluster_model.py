@@ -106,6 +106,8 @@ class Outcome:
 
     seconds: float
     """From the driver's start to the last shard; infinite where a frozen worker is waited for."""
+    first_seconds: float
+    """From the driver's start to the first shard."""
     worker_seconds: float
     """That machines were there, working or not."""
     device_seconds: float
@@ -205,6 +207,7 @@ def simulate(cluster: Cluster, measured: Measured, datasets: int = 20) -> Outcom
     factor = cluster.images / most
     return Outcome(
         seconds=part.seconds * factor,
+        first_seconds=part.first_seconds,
         worker_seconds=part.worker_seconds * factor,
         device_seconds=part.device_seconds * factor,
         lost_seconds=part.lost_seconds * factor,
@@ -246,6 +249,7 @@ class _Simulation:
         self.made: dict[int, int] = {}
         self.device = self.lost = self.repeated = self.alive = 0.0
         self.attempts = 0
+        self.first = math.inf
 
     def run(self) -> Outcome:
         cluster = self.cluster
@@ -261,6 +265,7 @@ class _Simulation:
             counts[times] = counts.get(times, 0) + 1
         return Outcome(
             seconds=self.now,
+            first_seconds=self.first,
             worker_seconds=self.alive,
             device_seconds=self.device,
             lost_seconds=self.lost,
@@ -374,6 +379,7 @@ class _Simulation:
         shard = worker.shard
         assert shard is not None
         if first := self.ledger.is_wanted(shard):
+            self.first = min(self.first, self.now)
             self.made[shard] = self.made.get(shard, 0) + 1
             self.device += self.drawn.pop(shard)[1] * self.cluster.large.get(shard, 1.0)
             self._overtake(self.having.pop(shard) - {name})

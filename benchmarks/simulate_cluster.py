@@ -32,7 +32,7 @@ from cluster_model import SHARDS_AT_ONCE, Cluster, Measured, Outcome, Store, sim
 from reporting import origin, table  # noqa: E402
 from running import jpeg  # noqa: E402
 
-from pipeline import manifest, sources  # noqa: E402
+from pipeline import engine, manifest, sources  # noqa: E402
 from pipeline import run as runs  # noqa: E402
 from pipeline.amg.selfcheck import checked_model  # noqa: E402
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig  # noqa: E402
@@ -46,6 +46,8 @@ SIZES: Final = {"SA-1B, 11 million": 11_000_000, "one billion": 1_000_000_000}
 WORKERS: Final = (1, 10, 100, 1000)
 S3_READS: Final = 5500.0
 """Requests a second for one prefix, as S3's documentation has it."""
+NICENESS: Final = 15
+"""Of Ray's workers, unless one says otherwise."""
 SECTIONS: Final = ("scale", "reclaims", "sizes", "depth", "skew")
 
 
@@ -105,7 +107,7 @@ def _write_pictures(folder: Path, count: int) -> None:
 
 
 def _at_once(options: argparse.Namespace, pictures: Path, count: int) -> dict[str, Any]:
-    """The first of so many workers that work at the same time; all begin when all are ready."""
+    """The first of so many workers that work at the same time, beside a Ray; all begin when all are ready."""
     command = [sys.executable, __file__, *_settings(options), "--worker", str(pictures)]
     workers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
@@ -114,14 +116,15 @@ def _at_once(options: argparse.Namespace, pictures: Path, count: int) -> dict[st
         assert worker.stdout
         worker.stdout.readline()
     answers = []
-    for worker in workers:
-        assert worker.stdin
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    for worker in workers:
-        answers.append(worker.communicate()[0])
-        if worker.returncode:
-            sys.exit(f"a worker ended with exit code {worker.returncode}")
+    with engine.connected():
+        for worker in workers:
+            assert worker.stdin
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        for worker in workers:
+            answers.append(worker.communicate()[0])
+            if worker.returncode:
+                sys.exit(f"a worker ended with exit code {worker.returncode}")
     measured: dict[str, Any] = json.loads(answers[0].splitlines()[-1])
     return measured
 
@@ -136,6 +139,7 @@ def _settings(options: argparse.Namespace) -> list[str]:
 def _work(options: argparse.Namespace, pictures: Path, output: Path) -> None:
     """Make one shard as a worker does, and print what took how long."""
     torch.set_num_threads(1)
+    os.nice(NICENESS)
     config = MasksConfig(
         images=pictures.as_uri(),
         output=output.as_uri(),
@@ -196,7 +200,8 @@ def _compare(options: argparse.Namespace) -> str:
             before = _at_once(options, measured, workers)
             start = _run(options, Path(folder, f"start-{workers}"), Path(folder, f"s-{workers}"), workers, 1)
             per_shard = images // 16
-            real = _run(options, Path(folder, "in"), Path(folder, f"out-{workers}"), workers, per_shard)
+            output = Path(folder, f"out-{workers}")
+            real = _run(options, Path(folder, "in"), output, workers, per_shard)
             # Before and after: a rented machine is not as fast in one minute as in the next.
             one = _both(before, _at_once(options, measured, workers))
             # Ray's start and a worker's: what a run of an image a worker takes, but for the image.
@@ -208,14 +213,15 @@ def _compare(options: argparse.Namespace) -> str:
                 driver_seconds=overhead,
             )
             predicted = simulate(cluster, one)
-            working = predicted.seconds - overhead, real["seconds"] - overhead
+            # Without the start, which is not the same twice: from the first shard on.
+            others = images - per_shard
+            speeds = others / (predicted.seconds - predicted.first_seconds), others / _from_first_to_last(output)
             rows.append(
                 [
                     str(workers),
                     str(images),
-                    f"{images / working[0]:.2f}",
-                    f"{images / working[1]:.2f}",
-                    f"{100 * (working[1] / working[0] - 1):+.1f} %",
+                    *(f"{speed:.2f}" for speed in speeds),
+                    f"{100 * (speeds[0] / speeds[1] - 1):+.1f} %",
                     f"{predicted.seconds:.1f}",
                     f"{real['seconds']:.1f}",
                     f"{100 * (predicted.seconds / real['seconds'] - 1):+.1f} %",
@@ -228,6 +234,12 @@ def _both(before: dict[str, Any], after: dict[str, Any]) -> Measured:
     """All images of two measurements, and the mean of what each has once."""
     pairs = {name: (before[name], after[name]) for name in before}
     return Measured(**{n: a + b if isinstance(a, list) else (a + b) / 2 for n, (a, b) in pairs.items()})
+
+
+def _from_first_to_last(output: Path) -> float:
+    """Seconds between a run's first shard and its last."""
+    made = sorted(path.stat().st_mtime for path in (output / "masks").iterdir())
+    return made[-1] - made[0]
 
 
 def _run(options: argparse.Namespace, images: Path, output: Path, workers: int, per_shard: int) -> dict[str, Any]:

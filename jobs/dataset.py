@@ -63,12 +63,14 @@ def dry_run(config: RunConfig) -> None:
     drawn = estimate.draw(sources.find_images(config.images, skipped))
     if not drawn.images:
         raise runs.no_images(config, skipped)
+    begun = time.monotonic()
     with engine.connected():
-        measured, workers = engine.measure_sample(config, drawn.sample)
-    made = measured.summary
+        made, workers = engine.measure_sample(config, drawn.sample)
+        startup_seconds = time.monotonic() - begun - made.seconds
     if made.failed:
         _log.warning("%d of the %d sampled images failed: %s", made.failed, made.images, made.statuses)
-    print(json.dumps(asdict(estimate.estimate(drawn, measured, config.images_per_shard, workers)), indent=2))
+    told = estimate.estimate(drawn, made, startup_seconds, config.images_per_shard, workers)
+    print(json.dumps(asdict(told), indent=2))
 
 
 def finish(

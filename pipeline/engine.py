@@ -35,7 +35,6 @@ from pipeline.config import RunConfig
 from pipeline.engine_metrics import RunMetrics, say_if_not_exported
 from pipeline.engine_worker import REPORT_SECONDS, SPARE, ShardWorker, last_line
 from pipeline.errors import ClusterError, IncompleteRun, SettingsError, TooManyFailures
-from pipeline.estimate import Measured
 from pipeline.manifest import largest_first
 from pipeline.model import pick_device
 from pipeline.progress import Progress
@@ -161,11 +160,11 @@ def _close(board: Any) -> None:
             time.sleep(0.05)
 
 
-def measure_sample(config: RunConfig, sample: list[ImageRef]) -> tuple[Measured, int]:
+def measure_sample(config: RunConfig, sample: list[ImageRef]) -> tuple[ShardSummary, int]:
     """Make a sample of a run's images as one of its workers would, on the connected Ray.
 
     Returns:
-        What it took, and how many workers the run would have.
+        What it was and took, and how many workers the run would have.
 
     Raises:
         IncompleteRun: it failed.
@@ -174,13 +173,13 @@ def measure_sample(config: RunConfig, sample: list[ImageRef]) -> tuple[Measured,
     workers, cpus, gpus = _resources(config)
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_measure)
     try:
-        measured: Measured = ray.get(task.remote(config, sample, max(1, int(cpus))))
+        made: ShardSummary = ray.get(task.remote(config, sample, max(1, int(cpus))))
     except ray.exceptions.RayError as error:
         raise IncompleteRun(f"The sample could not be made: {last_line(error)}") from error
-    return measured, workers
+    return made, workers
 
 
-def _measure(config: RunConfig, sample: list[ImageRef], threads: int) -> Measured:
+def _measure(config: RunConfig, sample: list[ImageRef], threads: int) -> ShardSummary:
     torch.set_num_threads(threads)
     return estimate.measure(config, sample)
 

@@ -2,7 +2,6 @@
 
 import random
 import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,24 +29,15 @@ class Drawn(NamedTuple):
     """`MOST_SAMPLED` of them, or all; each subset is as likely as another."""
 
 
-class Measured(NamedTuple):
-    """What a sample took."""
-
-    startup_seconds: float
-    """To load the model and make the first image."""
-    summary: ShardSummary
-    """Of a shard of images after that."""
-
-
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take. Times are of the machine where the sample was made, with nothing beside it."""
+    """What a run would take, on machines as the one where the sample was made."""
 
     images: int
     sampled: int
     workers: int
     seconds: float
-    """From the first worker's start to the last shard."""
+    """From Ray's start to the last shard."""
     worker_hours: float
     """GPU-hours where each worker has a GPU."""
     output_bytes: int
@@ -67,17 +57,19 @@ def draw(refs: Iterable[ImageRef]) -> Drawn:
     return Drawn(count, sample)
 
 
-def measure(config: RunConfig, sample: list[ImageRef]) -> Measured:
+def measure(config: RunConfig, sample: list[ImageRef]) -> ShardSummary:
     """Load the model, make the first image, then one shard of as many as about a minute allows.
 
     Args:
         config: The run's settings; its output is not touched.
         sample: One image at least.
 
+    Returns:
+        What that shard was and took.
+
     Raises:
         CheckpointError, SettingsError, SelfCheckError, StorageError: as `checked_model` and `make_shard`.
     """
-    start = time.monotonic()
     content = content_of(config, checked_model(config.model))
 
     def shard_of(refs: list[ImageRef]) -> ShardSummary:
@@ -88,21 +80,22 @@ def measure(config: RunConfig, sample: list[ImageRef]) -> Measured:
 
     with Decoders(config.reading) as decode:
         first = shard_of(sample[:1])
-        startup = time.monotonic() - start
         some = max(_FEWEST_SAMPLED, int(_SAMPLE_SECONDS / max(first.seconds, 1e-3)))
-        return Measured(startup, shard_of(sample[:some]))
+        return shard_of(sample[:some])
 
 
-def estimate(drawn: Drawn, measured: Measured, images_per_shard: int, workers: int) -> Estimate:
+def estimate(
+    drawn: Drawn, made: ShardSummary, startup_seconds: float, images_per_shard: int, workers: int
+) -> Estimate:
     """The whole run, as its sample was.
 
     Args:
         drawn: The listing.
-        measured: Its sample.
+        made: Its sample.
+        startup_seconds: From Ray's start to a worker that has made an image.
         images_per_shard: Of the run.
         workers: At most.
     """
-    made = measured.summary
     each = made.seconds / made.images
     shards = -(-drawn.images // images_per_shard)
     workers = min(workers, shards)
@@ -112,8 +105,8 @@ def estimate(drawn: Drawn, measured: Measured, images_per_shard: int, workers: i
         images=drawn.images,
         sampled=made.images,
         workers=workers,
-        seconds=round(measured.startup_seconds + each * longest, 1),
-        worker_hours=round((workers * measured.startup_seconds + each * drawn.images) / 3600, 4),
+        seconds=round(startup_seconds + each * longest, 1),
+        worker_hours=round((workers * startup_seconds + each * drawn.images) / 3600, 4),
         output_bytes=round(made.bytes / made.images * drawn.images),
         masks=round(made.masks / made.images * drawn.images),
     )
