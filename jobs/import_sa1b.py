@@ -39,7 +39,8 @@ def import_sa1b(*, config: Annotated[ImportConfig, Parameter(name="*")], process
         config: Where from, where to.
         processes: Shards made at the same time; by default as many as there are CPUs.
     """
-    config = preflight.checked(config)
+    config = preflight.with_canonical_addresses(config)
+    runs.check_addresses(config)
     run = runs.open_run(config, _SAM)
     dataset.finish(run, partial(_make, config=config, processes=processes or os.cpu_count() or 1), nullcontext)
     return 0

@@ -11,25 +11,29 @@ _Config = TypeVar("_Config", bound=RunConfig)
 
 
 def checked(config: _Config) -> _Config:
-    """The settings with addresses that mean the same in workers, which run in other folders.
+    """The settings of a run on Ray with canonical addresses, once cluster, input, output and checkpoint answer.
 
-    Cluster, input, output and checkpoint must answer, within seconds. Not looked at is a dry run, which writes
-    nothing, and one whose `device_comes_first`.
+    Within seconds, they must. Not looked at is a dry run, which writes nothing, and one whose `device_comes_first`.
 
     Raises:
         ClusterError: the cluster does not answer.
         OutputConflict, StorageError, NoImages: as `pipeline.run.check_addresses`.
     """
-    model = config.model
-    if model.checkpoint is not None:
-        model = model.model_copy(update={"checkpoint": canonical_uri(model.checkpoint)})
-    config = config.model_copy(
-        update={"images": canonical_uri(config.images), "output": canonical_uri(config.output), "model": model}
-    )
+    config = with_canonical_addresses(config)
     if not config.dry_run and not device_comes_first(config):
         check_answers()
         runs.check_addresses(config)
     return config
+
+
+def with_canonical_addresses(config: _Config) -> _Config:
+    """Paths must mean the same in workers, which run in other folders."""
+    model = config.model
+    if model.checkpoint is not None:
+        model = model.model_copy(update={"checkpoint": canonical_uri(model.checkpoint)})
+    return config.model_copy(
+        update={"images": canonical_uri(config.images), "output": canonical_uri(config.output), "model": model}
+    )
 
 
 def device_comes_first(config: RunConfig) -> bool:
