@@ -13,7 +13,7 @@ _Config = TypeVar("_Config", bound=RunConfig)
 def checked(config: _Config) -> _Config:
     """The settings of a run on Ray with canonical addresses, once cluster, input, output and checkpoint answer.
 
-    Within seconds, they must. Not looked at is a dry run, which writes nothing, and one whose `device_comes_first`.
+    They must within seconds. Not looked at is a dry run, which writes nothing, and one whose `device_comes_first`.
 
     Raises:
         ClusterError: the cluster does not answer.

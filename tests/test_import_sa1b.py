@@ -126,6 +126,11 @@ def test_another_process_can_be_told_to_make_a_shard(folder: Path, tmp_path: Pat
     assert rows(config.output) == expected
 
 
+def test_no_cluster_is_asked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nothing listens there
+    assert verified(imported(folder, tmp_path / "out"))
+
+
 def test_an_import_is_refused_before_it_begins(folder: Path, tmp_path: Path) -> None:
     output = imported(folder, tmp_path / "out")
     for flags, code, words in (
