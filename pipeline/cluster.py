@@ -5,7 +5,7 @@ from typing import Final
 
 from pipeline.errors import ClusterError
 
-_ANSWER_SECONDS: Final = 8.0
+_ANSWER_SECONDS: Final = 6.0
 _CLIENT: Final = "ray://"
 
 
