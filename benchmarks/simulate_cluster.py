@@ -19,35 +19,22 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 ROOT: Final = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 from cluster_model import SHARDS_AT_ONCE, Cluster, Measured, Outcome, Store, simulate  # noqa: E402
+from measured_worker import at_once, measure, write_pictures  # noqa: E402
 from reporting import origin, table  # noqa: E402
-from running import jpeg  # noqa: E402
 
-from pipeline import engine, manifest, sources  # noqa: E402
-from pipeline import run as runs  # noqa: E402
-from pipeline.amg.selfcheck import checked_model  # noqa: E402
-from pipeline.config import AmgConfig, MasksConfig, ModelConfig  # noqa: E402
-from pipeline.contents import content_of, weights_of  # noqa: E402
-from pipeline.decoding import Decoders  # noqa: E402
-from pipeline.shard import make_shard  # noqa: E402
-
-PIECE: Final = (321, 481)
-"""Height and width of the pieces of photographs."""
 SIZES: Final = {"SA-1B, 11 million": 11_000_000, "one billion": 1_000_000_000}
 WORKERS: Final = (1, 10, 100, 1000)
 S3_READS: Final = 5500.0
 """Requests a second for one prefix, as S3's documentation has it."""
-NICENESS: Final = 15
-"""Of Ray's workers, unless one says otherwise."""
 SECTIONS: Final = ("scale", "reclaims", "sizes", "depth", "skew")
 
 
@@ -68,13 +55,9 @@ def main() -> None:
     parser.add_argument("--gigabits", type=float, default=100.0, help="ASSUMED, a second from the store, to all")
     parser.add_argument("--image-kilobytes", type=float, default=500.0, help="ASSUMED, of an image's file")
     parser.add_argument("--output", help="file that receives the tables as Markdown")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        with tempfile.TemporaryDirectory() as output:
-            _work(options, options.worker, Path(output))
-    elif options.measure:
-        options.measure.write_text(json.dumps(_measure(options)))
+    if options.measure:
+        options.measure.write_text(json.dumps(measure(options.images, options.points_per_side)))
     elif options.compare:
         _tell(f"# Simulated beside real\n\n{origin(torch.device('cpu'))}\n{_compare(options)}", options.output)
     elif options.measured:
@@ -89,102 +72,6 @@ def _tell(text: str, output: str | None) -> None:
         Path(output).write_text(text)
 
 
-# Measuring
-
-
-def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    """A worker's times where it is `alone`, and where another works `beside` it."""
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder, "in")
-        _write_pictures(pictures, options.images)
-        return {name: _at_once(options, pictures, count) for name, count in (("alone", 1), ("beside", 2))}
-
-
-def _write_pictures(folder: Path, count: int) -> None:
-    folder.mkdir()
-    for index in range(count):
-        (folder / f"{index:05d}.jpg").write_bytes(jpeg(index, PIECE))
-
-
-def _at_once(options: argparse.Namespace, pictures: Path, count: int) -> dict[str, Any]:
-    """The first of so many workers that work at the same time, beside a Ray; all begin when all are ready."""
-    command = [sys.executable, __file__, *_settings(options), "--worker", str(pictures)]
-    workers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
-    ]
-    for worker in workers:
-        assert worker.stdout
-        worker.stdout.readline()
-    answers = []
-    with engine.connected():
-        for worker in workers:
-            assert worker.stdin
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-        for worker in workers:
-            answers.append(worker.communicate()[0])
-            if worker.returncode:
-                sys.exit(f"a worker ended with exit code {worker.returncode}")
-    measured: dict[str, Any] = json.loads(answers[0].splitlines()[-1])
-    return measured
-
-
-def _settings(options: argparse.Namespace) -> list[str]:
-    return [
-        *("--images", str(options.images)),
-        *("--points-per-side", str(options.points_per_side)),
-    ]
-
-
-def _work(options: argparse.Namespace, pictures: Path, output: Path) -> None:
-    """Make one shard as a worker does, and print what took how long."""
-    torch.set_num_threads(1)
-    os.nice(NICENESS)
-    config = MasksConfig(
-        images=pictures.as_uri(),
-        output=output.as_uri(),
-        images_per_shard=options.images,
-        model=ModelConfig(model="demo", device="cpu"),
-        amg=AmgConfig(points_per_side=options.points_per_side),
-    )
-    model = checked_model(config.model)
-    run = runs.open_run(config, weights_of(model))
-    content = content_of(config, model)
-    seconds: dict[str, list[float]] = {"decode": [], "make": []}
-    last = 0.0
-
-    def decode(data: bytes) -> Any:
-        start = time.perf_counter()
-        rgb_HW3 = decoders(data)
-        seconds["decode"].append(time.perf_counter() - start)
-        return rgb_HW3
-
-    def of_image(rgb_HW3: Any) -> Any:
-        nonlocal last
-        start = time.perf_counter()
-        row = content.of_image(rgb_HW3)
-        last = time.perf_counter()
-        seconds["make"].append(last - start)
-        return row
-
-    with Decoders(config.reading) as decoders:
-        content.of_image(decoders(jpeg(0, PIECE)))
-        print("ready", flush=True)
-        sys.stdin.readline()
-        make_shard(0, config, dataclasses.replace(content, of_image=of_image), decode, run.provenance)
-        write = time.perf_counter() - last
-        start = time.perf_counter()
-        rows = manifest.read_shard(config.output, 0)
-        plan = time.perf_counter() - start
-        fetch = []
-        for row in rows:
-            start = time.perf_counter()
-            sources.fetch(row.ref, max_bytes=2**30)
-            fetch.append(time.perf_counter() - start)
-    size = sum(row.ref.size or 0 for row in rows) / len(rows)
-    print(json.dumps(dataclasses.asdict(Measured(fetch, **seconds, plan=plan, write=write, image_bytes=size))))
-
-
 # Beside real runs
 
 
@@ -193,17 +80,17 @@ def _compare(options: argparse.Namespace) -> str:
     images = 2 * options.images
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder, "measured")
-        _write_pictures(measured, options.images)
-        _write_pictures(Path(folder, "in"), images)
+        write_pictures(measured, options.images)
+        write_pictures(Path(folder, "in"), images)
         for workers in (1, 2):
-            _write_pictures(Path(folder, f"start-{workers}"), workers)
-            before = _at_once(options, measured, workers)
+            write_pictures(Path(folder, f"start-{workers}"), workers)
+            before = at_once(measured, options.points_per_side, workers)
             start = _run(options, Path(folder, f"start-{workers}"), Path(folder, f"s-{workers}"), workers, 1)
             per_shard = images // 16
             output = Path(folder, f"out-{workers}")
             real = _run(options, Path(folder, "in"), output, workers, per_shard)
             # Before and after: a rented machine is not as fast in one minute as in the next.
-            one = _both(before, _at_once(options, measured, workers))
+            one = _both(before, at_once(measured, options.points_per_side, workers))
             # Ray's start and a worker's: what a run of an image a worker takes, but for the image.
             overhead = start["seconds"] - sum(one.make) / len(one.make) - one.plan - one.write
             cluster = Cluster(
@@ -230,9 +117,10 @@ def _compare(options: argparse.Namespace) -> str:
     return table(rows) + f"\nLoad of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs.\n"
 
 
-def _both(before: dict[str, Any], after: dict[str, Any]) -> Measured:
+def _both(before: Measured, after: Measured) -> Measured:
     """All images of two measurements, and the mean of what each has once."""
-    pairs = {name: (before[name], after[name]) for name in before}
+    first, second = dataclasses.asdict(before), dataclasses.asdict(after)
+    pairs = {name: (first[name], second[name]) for name in first}
     return Measured(**{n: a + b if isinstance(a, list) else (a + b) / 2 for n, (a, b) in pairs.items()})
 
 
