@@ -17,14 +17,14 @@ STYLE: Final = {"svg.fonttype": "path", "svg.hashsalt": "growth", "font.size": 9
 
 
 class Panel(NamedTuple):
-    """One plot, on logarithmic axes: columns of the only table that begins with `x` and has them."""
+    """One plot, `x` and `y` on logarithmic axes: columns of the only table that begins with `x` and has them."""
 
     page: str
     x: str
     y: str
     title: str
     right: str | None = None
-    """Another column, dashed, on an axis of its own."""
+    """Another column, dashed, on a linear axis of its own."""
     among: str | None = None
     """A column that tells the table from others."""
 
@@ -61,7 +61,10 @@ def _draw(panel: Panel, axes: Axes) -> None:
     for column, style, color in zip(wanted, ("-", "--"), ("C0", "C1"), strict=False):
         where = axes if column == panel.y else axes.twinx()
         where.plot(places, [number(row[column]) for row in rows], style, marker="o", color=color)
-        where.set_yscale("log")
+        if where is axes:
+            where.set_yscale("log")
+        else:
+            where.set_ylim(bottom=0)
         where.set_ylabel(column, color=color)
     axes.set_xscale("log")
     axes.set_xticks(places, [row[panel.x] for row in rows])

@@ -1,11 +1,13 @@
 """The picture of growth shows what the documents' tables say."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+NUMBER = r"(-?\d+\.\d+)"
 sys.path.append(str(ROOT / "benchmarks"))
 
 import plots  # noqa: E402
@@ -13,8 +15,11 @@ import plots  # noqa: E402
 
 def test_the_picture_is_that_of_the_tables(tmp_path: Path) -> None:
     plots.draw(tmp_path / "growth.svg")
-    kept = ROOT / "docs" / "pictures" / "growth.svg"
-    assert (tmp_path / "growth.svg").read_bytes() == kept.read_bytes(), "python benchmarks/plots.py makes it anew"
+    drawn, kept = (
+        re.split(NUMBER, path.read_text()) for path in (tmp_path / "growth.svg", ROOT / "docs/pictures/growth.svg")
+    )
+    assert drawn[::2] == kept[::2], "python benchmarks/plots.py docs/pictures/growth.svg makes it anew"
+    assert [*map(float, drawn[1::2])] == pytest.approx([*map(float, kept[1::2])], abs=0.01)
 
 
 def test_one_table_is_meant(tmp_path: Path) -> None:
