@@ -46,7 +46,7 @@ check: install
 install: $(VENV)/installed
 
 # uv downloads side by side. It does not read pip's settings, such as a mirror's address: where it fails, pip installs.
-# Compiled once here, torch and Ray are imported in a third of the time wherever Python may not write what it compiled.
+# Compiled once here, torch and Ray are imported in half the time or less where Python may not write what it compiles.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv

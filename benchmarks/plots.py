@@ -56,6 +56,7 @@ def draw(output: Path) -> None:
 def _draw(panel: Panel, axes: Axes) -> None:
     wanted = [panel.y, *([panel.right] if panel.right else [])]
     table = table_with(DOCS / panel.page, panel.x, [*wanted, *([panel.among] if panel.among else [])])
+    # Of the runs, those that differ in nothing but their images.
     rows = [row for row in table if row.get("workers", "1") == "1" and row.get("images a shard", "256") == "256"]
     places = [number(row[panel.x]) for row in rows]
     for column, style, color in zip(wanted, ("-", "--"), ("C0", "C1"), strict=False):
