@@ -12,7 +12,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.overlay import overlay
 from pipeline.training.scenes import scene
 

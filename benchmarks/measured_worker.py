@@ -28,8 +28,8 @@ from pipeline import engine, manifest, sources  # noqa: E402
 from pipeline import run as runs  # noqa: E402
 from pipeline.amg.selfcheck import checked_model  # noqa: E402
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig  # noqa: E402
-from pipeline.contents import content_of, weights_of  # noqa: E402
 from pipeline.decoding import Decoders  # noqa: E402
+from pipeline.predict import content_of, weights_of  # noqa: E402
 from pipeline.shard import make_shard  # noqa: E402
 
 PIECE: Final = (321, 481)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from reporting import origin, table
 
 from jobs.import_sa1b import import_sa1b
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.config import ImportConfig
 from pipeline.evaluation import felzenszwalb
 from pipeline.reading import MaskSamples

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import origin, table
 
-from pipeline.amg import MaskGenerator, generator, rle, selection
+from pipeline import rle
+from pipeline.amg import MaskGenerator, generator, selection
 from pipeline.model import load_model
 from pipeline.model.sam import SamModel
 

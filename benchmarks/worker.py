@@ -27,10 +27,10 @@ from s3server import run_s3_server  # noqa: E402
 from pipeline import run as runs  # noqa: E402
 from pipeline.amg import MaskGenerator  # noqa: E402
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig  # noqa: E402
-from pipeline.contents import content_of, weights_of  # noqa: E402
 from pipeline.decoding import Decoders  # noqa: E402
 from pipeline.images import decode_image  # noqa: E402
 from pipeline.model import load_model, pick_device  # noqa: E402
+from pipeline.predict import content_of, weights_of  # noqa: E402
 from pipeline.shard import make_shard  # noqa: E402
 
 PIECE: Final = (321, 481)

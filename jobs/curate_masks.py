@@ -9,7 +9,6 @@ from jobs.command import run_command
 from pipeline import documents
 from pipeline import run as runs
 from pipeline.curation.config import CurationConfig
-from pipeline.curation_engine import curate_shards
 from pipeline.storage import canonical_uri
 
 
@@ -27,7 +26,9 @@ def curate_masks(*, config: Annotated[CurationConfig, Parameter(name="*")]) -> i
     config = config.model_copy(update=addresses)
     source = documents.read_finished_masks(config.input)
     run = runs.open_derived_run(config, config.input, source, config.determinants(source))
-    dataset.finish(run, curate_shards)
+    from pipeline.curation_engine import connected, curate_shards  # noqa: PLC0415 (with Ray, which takes seconds)
+
+    dataset.finish(run, curate_shards, connected)
     return 0
 
 

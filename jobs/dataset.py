@@ -1,20 +1,12 @@
-"""A run from its beginning to its summary: what the commands that make datasets share."""
+"""A run from what is to do to its summary: what the commands that make datasets share."""
 
-import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Final, TypeVar
 
-from jobs import preflight
-from pipeline import engine, estimate, reconcile, sources
-from pipeline import run as runs
-from pipeline.amg.selfcheck import checked_model
-from pipeline.config import RunConfig
-from pipeline.contents import weights_of
+from pipeline import reconcile
 from pipeline.errors import IncompleteRun, StorageError, TooManyFailures
 from pipeline.progress_file import ProgressFile
 from pipeline.reconcile import ToDo
@@ -29,62 +21,18 @@ _Settings = TypeVar("_Settings", bound=OutputSettings)
 _MakeShards = Callable[[Run[_Settings], ToDo, ProgressFile], Iterator[ShardSummary]]
 
 
-def begin(config: RunConfig, check: Callable[[Run], None] | None = None) -> Run:
-    """Begin the run of these settings, or take up the one that the output holds.
-
-    Args:
-        config: The settings, as `preflight.checked` gives them.
-        check: What it raises of the run prevents it, before anything is written or deleted. With it, all images
-            are listed first.
-
-    Raises:
-        PreflightError, SettingsError: an address, the weights or the settings; nothing was started.
-    """
-    engine.check_device(config)
-    if preflight.device_comes_first(config):
-        runs.check_addresses(config)
-    # Loaded once here, so that no worker is started for weights that do not load.
-    model = checked_model(config.model.model_copy(update={"device": "cpu"}))
-    return runs.open_run(config, weights_of(model), check)
-
-
-def dry_run(config: RunConfig) -> None:
-    """Print what the run of these settings would cost, as JSON; write nothing.
-
-    Args:
-        config: The settings, as `preflight.checked` gives them.
-
-    Raises:
-        PreflightError, SettingsError: as `begin`.
-        IncompleteRun: no sample could be made.
-    """
-    engine.check_device(config)
-    skipped: Counter[str] = Counter()
-    drawn = estimate.draw(sources.find_images(config.images, skipped))
-    if not drawn.images:
-        raise runs.no_images(config, skipped)
-    begun = time.monotonic()
-    with engine.connected():
-        made, workers = engine.measure_sample(config, drawn.sample)
-        startup_seconds = time.monotonic() - begun - made.seconds
-    if made.failed:
-        _log.warning("%d of the %d sampled images failed: %s", made.failed, made.images, made.statuses)
-    told = estimate.estimate(drawn, made, startup_seconds, config.images_per_shard, workers)
-    print(json.dumps(asdict(told), indent=2))
-
-
 def finish(
     run: Run[_Settings],
     make_shards: _MakeShards[_Settings],
-    within: Callable[[], AbstractContextManager[None]] = engine.connected,
+    within: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """Make the shards that are missing, by default on Ray, and reconcile.
+    """Make the shards that are missing, and reconcile.
 
     Args:
         run: The run.
         make_shards: Makes what is to do, tells what is in work, and yields the summaries of those it
             made.
-        within: In what they are made.
+        within: In what they are made, such as `pipeline.engine.connected`.
 
     Raises:
         IncompleteRun: shards are still missing.

@@ -27,14 +27,14 @@ def embed_images(*, config: Annotated[EmbeddingsConfig, Parameter(name="*")]) ->
     Finished shards are kept in every case, and the same command goes on.
     """
     config = preflight.checked(config)
-    from jobs import dataset  # noqa: PLC0415 (with torch and Ray, which take seconds)
-    from pipeline.engine import make_shards  # noqa: PLC0415
+    from jobs import dataset, with_model  # noqa: PLC0415 (with torch and Ray, which take seconds)
+    from pipeline.engine import connected, make_shards  # noqa: PLC0415
 
     if config.dry_run:
-        dataset.dry_run(config)
+        with_model.dry_run(config)
         return 0
-    run = dataset.begin(config, lambda run: _check_size(run, config.max_bytes))
-    dataset.finish(run, make_shards)
+    run = with_model.begin(config, lambda run: _check_size(run, config.max_bytes))
+    dataset.finish(run, make_shards, connected)
     return 0
 
 

@@ -17,13 +17,13 @@ def generate_masks(*, config: Annotated[MasksConfig, Parameter(name="*")]) -> in
     failed; 130 interrupted. Finished shards are kept in every case, and the same command goes on.
     """
     config = preflight.checked(config)
-    from jobs import dataset  # noqa: PLC0415 (with torch and Ray, which take seconds)
-    from pipeline.engine import make_shards  # noqa: PLC0415
+    from jobs import dataset, with_model  # noqa: PLC0415 (with torch and Ray, which take seconds)
+    from pipeline.engine import connected, make_shards  # noqa: PLC0415
 
     if config.dry_run:
-        dataset.dry_run(config)
+        with_model.dry_run(config)
         return 0
-    dataset.finish(dataset.begin(config), make_shards)
+    dataset.finish(with_model.begin(config), make_shards, connected)
     return 0
 
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
-from pipeline.contents import content_of
 from pipeline.decoding import Decoders
 from pipeline.engine_metrics import WorkerMetrics, logs_folder, worker_name
 from pipeline.errors import CheckpointError
 from pipeline.events import EventLog, ShardEvents
 from pipeline.ledger import ATTEMPTS
 from pipeline.posting import ShardPosts
+from pipeline.predict import content_of
 from pipeline.preemption import Notice
 from pipeline.shard import ImageDone, ShardSummary, make_shard
 from pipeline.storage import redact

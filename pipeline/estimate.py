@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 from pipeline import manifest
 from pipeline.amg.selfcheck import checked_model
 from pipeline.config import RunConfig
-from pipeline.contents import content_of
 from pipeline.decoding import Decoders
+from pipeline.predict import content_of
 from pipeline.shard import ShardSummary, make_shard
 from pipeline.sources import ImageRef
 

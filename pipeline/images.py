@@ -136,6 +136,16 @@ def decode_image(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         raise ImageError(Status.OUT_OF_MEMORY, f"no memory to decode this {kind} image: {error!r}") from error
 
 
+def input_size_of(size: tuple[int, int], image_size: int) -> tuple[int, int]:
+    """Height and width that an encoder's input of a side has of an image: the longer is `image_size`.
+
+    Rounded as `ResizeLongestSide.get_preprocess_shape` of segment_anything rounds, and no side below 1.
+    """
+    scale = image_size / max(size)
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
+
+
 def _kind_of(data: bytes) -> str:
     """Return Pillow's name of the format that `data` begin like."""
     head = data[:64]

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline.amg import rle
-from pipeline.amg.rle import Rle
+from pipeline import rle
+from pipeline.rle import Rle
 
 _OPACITY: Final = 0.45
 _TOLERANCE: Final = 0.5  # of an outline, in pixels of the picture as it is shown

@@ -12,10 +12,9 @@ from typing import Annotated, Any, Final, NamedTuple
 from pycocotools import mask as coco
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from pipeline import storage
-from pipeline.amg import rle
-from pipeline.amg.rle import Rle
+from pipeline import rle, storage
 from pipeline.errors import ImageError, StorageError
+from pipeline.rle import Rle
 from pipeline.sources import ImageRef
 from pipeline.sources.containers import DAMAGE, tar_members
 from pipeline.sources.refs import suffix_of

@@ -25,7 +25,7 @@ from pipeline.config import Kind, RunConfig
 from pipeline.contents import FUNNEL, MASKS_ROWS_PER_GROUP, SECONDS, Content, Row, rows_of
 from pipeline.errors import ImageError, StorageError
 from pipeline.manifest import ManifestRow
-from pipeline.model.memory import is_out_of_memory
+from pipeline.memory import is_out_of_memory
 from pipeline.phases import Phase
 from schemas.masks import PROCESSED, Status
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from pipeline.amg import MaskGenerator, rle
+from pipeline import rle
+from pipeline.amg import MaskGenerator
 from pipeline.errors import SettingsError
 from pipeline.model import SamModel
 from pipeline.overlay import overlay

@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import manifest, storage
-from pipeline.amg import rle
+from pipeline import manifest, rle, storage
 from pipeline.config import Kind
 from pipeline.contents import Row, rows_of, schema_of
 from pipeline.errors import StorageError
+from pipeline.images import input_size_of
 from pipeline.manifest import ManifestRow
-from pipeline.model.sam import input_size_of
 from pipeline.shard import ShardSummary, read_footer, shard_uri
 from schemas.masks import PROCESSED, Status
 

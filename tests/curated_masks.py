@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from running import write_jpegs
 
-from pipeline import documents, reconcile
+from pipeline import documents, reconcile, rle
 from pipeline import run as runs
-from pipeline.amg import rle
 from pipeline.config import LoadedWeights, MasksConfig
 from pipeline.curation.arithmetic import box_of
 from pipeline.curation.config import CurationConfig, StepsConfig

@@ -10,8 +10,8 @@ from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.amg import MaskGenerator
 from pipeline.config import AmgConfig, LoadedWeights, MasksConfig
-from pipeline.contents import masks_content
 from pipeline.model.sam import THRESHOLDS, SamModel
+from pipeline.predict import masks_content
 from pipeline.run import Run
 from pipeline.shard import make_shard
 from pipeline.storage import canonical_uri

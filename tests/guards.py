@@ -55,7 +55,7 @@ GUARDS: Final = [
     Guard(17, "pipeline/amg/selection.py", "while len(left_N) or not kept:", "while len(left_N):"),
     Guard(18, "pipeline/amg/resize.py", "memory_budget // one_mask", "2**40 // one_mask"),
     Guard(19, "pipeline/amg/selection.py", "while len(left_N) or not kept:", "while len(left_N):"),
-    Guard(20, "pipeline/amg/rle.py", "[0, *counts] if pixels[0] else counts", "counts"),
+    Guard(20, "pipeline/rle.py", "[0, *counts] if pixels[0] else counts", "counts"),
     Guard(21, "pipeline/amg/regions.py", 'min_area, mode="islands"', 'min_area, mode="holes"'),
     Guard(22, "pipeline/run.py", "is None and not config.allow_empty:", "is None and config.allow_empty:"),
     Guard(23, "pipeline/run.py", '        storage.write_atomic(probe, b"")\n        storage.delete(probe)\n', ""),

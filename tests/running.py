@@ -24,9 +24,9 @@ from PIL import Image
 from jobs.command import run_command
 from pipeline import run as runs
 from pipeline.config import RunConfig
-from pipeline.contents import content_of, weights_of
 from pipeline.images import decode_image
 from pipeline.model import load_model
+from pipeline.predict import content_of, weights_of
 from pipeline.run import Run
 from pipeline.shard import Decode, make_shard
 

@@ -11,7 +11,7 @@ from known_masks import Mask
 from PIL import Image
 from running import call
 
-from pipeline.amg import rle
+from pipeline import rle
 
 
 def annotation(mask_HW: Mask, predicted_iou: float = 0.9, stability_score: float = 0.97) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import pytest
 from known_masks import KEEP_ALL, blobs, box
 from seeded import PHOTOGRAPHS, lively_state_dict, model_with
 
-from pipeline.amg import MaskGenerator, rle
+from pipeline import rle
+from pipeline.amg import MaskGenerator
 from pipeline.evaluation import against_masks, metrics, prompting
 from pipeline.evaluation.against_masks import ProposalScores
 from pipeline.evaluation.pictures import Picture

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from seeded import Sam
 from segment_anything import SamAutomaticMaskGenerator
 
-from pipeline.amg import MaskGenerator, rle
+from pipeline import rle
+from pipeline.amg import MaskGenerator
 from pipeline.model.sam import Predictions, PreparedImage, SamModel
 from pipeline.model.weights import seeded_model
 

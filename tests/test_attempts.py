@@ -18,10 +18,10 @@ from s3server import S3Server
 
 from pipeline import storage
 from pipeline.config import AmgConfig, ImagesConfig, MasksConfig
-from pipeline.contents import content_of
 from pipeline.errors import StorageError
 from pipeline.manifest import write_manifest
 from pipeline.model import load_model
+from pipeline.predict import content_of
 from pipeline.shard import make_shard
 from pipeline.sources import ImageRef
 from pipeline.storage import attempts, s3

@@ -1,6 +1,7 @@
 """The command line: flags as a user types them, what a run's end leaves behind."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -64,4 +65,4 @@ def test_a_summary_that_cannot_be_written_is_an_error_by_itself(
     monkeypatch.setattr(reconcile, "shards_to_do", lambda run: [])
     (tmp_path / "out" / "summary.json").mkdir()
     with pytest.raises(StorageError, match=r"summary\.json"):
-        dataset.finish(run, make_shards)
+        dataset.finish(run, make_shards, nullcontext)

@@ -8,7 +8,7 @@ from curated_masks import pixels, record
 from known_masks import blobs, box
 from pydantic import ValidationError
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.curation import arithmetic, duplicates, filters, hierarchy
 from pipeline.curation.config import StepsConfig
 from pipeline.curation.curate import curate_masks, curate_row

@@ -17,11 +17,11 @@ from running import jpeg, processes_with, rows, write_jpegs
 
 from pipeline import manifest, sources
 from pipeline.config import AmgConfig, ImagesConfig, MasksConfig
-from pipeline.contents import content_of
 from pipeline.decoding import Decoders
 from pipeline.errors import ImageError
 from pipeline.images import decode_image
 from pipeline.model import load_model
+from pipeline.predict import content_of
 from pipeline.shard import make_shard
 from schemas.masks import Status
 

@@ -13,8 +13,8 @@ from running import decode_here, jpeg, rows, write_jpegs
 from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.config import AmgConfig, MasksConfig
-from pipeline.contents import content_of, weights_of
 from pipeline.model import load_model
+from pipeline.predict import content_of, weights_of
 from pipeline.run import Run
 from pipeline.shard import make_shard
 from pipeline.verify import faults_of_shard

@@ -35,7 +35,7 @@ import logging
 import sys
 from contextlib import nullcontext
 
-from jobs import dataset, preflight
+from jobs import dataset, preflight, with_model
 from pipeline import engine
 from pipeline.config import MasksConfig
 from pipeline.engine_metrics import logs_folder
@@ -43,7 +43,7 @@ from pipeline.engine_metrics import logs_folder
 ray = engine.ray
 logging.basicConfig()
 ray.init("local", num_cpus=2, include_dashboard=False, _metrics_export_port=int(sys.argv[1]))
-run = dataset.begin(preflight.checked(MasksConfig.model_validate_json(sys.argv[2])))
+run = with_model.begin(preflight.checked(MasksConfig.model_validate_json(sys.argv[2])))
 dataset.finish(run, engine.make_shards, nullcontext)
 known = ray.data._internal.stats.get_or_create_stats_actor().get_datasets.remote()
 print(json.dumps([str(logs_folder()), ray.get(known)]), flush=True)

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from running import call, rows
 from sa1b_folder import annotation, imported, tarred, write_sa1b
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.evaluation.distributions import depths
 
 SIZE = (150, 200)

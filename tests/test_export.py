@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from running import call, rows
 from torchvision.datasets import CocoDetection
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.curation.config import StepsConfig
 from pipeline.curation.flatten import flattened
 from pipeline.export.config import Format

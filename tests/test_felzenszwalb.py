@@ -4,7 +4,7 @@ import numpy as np
 from known_masks import KEEP_ALL, blobs, box
 from seeded import PHOTOGRAPHS, lively_state_dict, model_with
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.config import AmgConfig
 from pipeline.evaluation import against_masks, felzenszwalb, metrics
 from pipeline.evaluation.pictures import Picture

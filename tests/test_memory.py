@@ -8,7 +8,7 @@ from typing import Final
 
 from running import TIMEOUT_S, rows
 
-from pipeline.amg import rle
+from pipeline import rle
 
 GROWTH_IMAGES: Final = int(os.environ.get("EVERYMASK_GROWTH_IMAGES", "5000"))
 """Case 44 says 10,000, which take some minutes."""
@@ -34,7 +34,7 @@ from PIL import Image
 from pipeline import reconcile
 from pipeline import run as runs
 from pipeline.config import AmgConfig, ImagesConfig, MasksConfig
-from pipeline.contents import content_of, weights_of
+from pipeline.predict import content_of, weights_of
 from pipeline.decoding import Decoders
 from pipeline.model import load_model
 from pipeline.shard import make_shard

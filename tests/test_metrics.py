@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.evaluation import metrics
 
 

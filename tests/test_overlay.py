@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.overlay import outline_path
 
 Mask = NDArray[np.bool_]

@@ -12,9 +12,9 @@ from running import decode_here, write_jpegs
 
 from pipeline import manifest, sources
 from pipeline.config import AmgConfig, EmbeddingsConfig, ImagesConfig, MasksConfig, RunConfig
-from pipeline.contents import content_of
 from pipeline.model import SamModel, load_model
-from pipeline.phases import PhaseClock
+from pipeline.phase_clock import PhaseClock
+from pipeline.predict import content_of
 from pipeline.shard import ImageDone, make_shard
 from pipeline.storage import canonical_uri
 

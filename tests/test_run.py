@@ -19,11 +19,11 @@ from pipeline.config import (
     ModelConfig,
     RunConfig,
 )
-from pipeline.contents import content_of
 from pipeline.errors import NoImages, OutputConflict, SettingsError, StorageError
 from pipeline.model import SamModel, load_model
 from pipeline.model.sam import THRESHOLDS
 from pipeline.plan import Counts
+from pipeline.predict import content_of
 from pipeline.run import Run
 from pipeline.shard import ShardSummary, make_shard
 from pipeline.storage import canonical_uri, s3

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from running import call, decode_here, write_jpegs
 
-from jobs import dataset, preflight
+from jobs import dataset, preflight, with_model
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig
-from pipeline.contents import content_of
 from pipeline.engine import make_shards
 from pipeline.model import load_model
+from pipeline.predict import content_of
 from pipeline.shard import make_shard
 from pipeline.storage import s3
 
@@ -68,10 +69,10 @@ def test_no_secret_in_logs_errors_and_documents(
         amg=AmgConfig(points_per_side=1),
     )
     with caplog.at_level(logging.DEBUG, "everymask"):
-        run = dataset.begin(preflight.checked(config))
+        run = with_model.begin(preflight.checked(config))
         content = content_of(run.config, load_model(str(tiny_checkpoint)))
         make_shard(0, run.config, content, decode_here(run.config), run.provenance)
-        dataset.finish(run, make_shards)
+        dataset.finish(run, make_shards, nullcontext)
     checked = call("jobs.verify_masks", "--output", tmp_path / "out")
     assert checked.returncode == 0, checked.stderr
     files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}

@@ -16,12 +16,13 @@ import torch
 from PIL import ExifTags, Image
 from running import decode_here, jpeg, rows, write_jpegs
 
-from pipeline import manifest, shard, sources
-from pipeline.amg import MaskGenerator, rle
+from pipeline import manifest, rle, shard, sources
+from pipeline.amg import MaskGenerator
 from pipeline.config import AmgConfig, EmbeddedImagesConfig, EmbeddingsConfig, ImagesConfig, MasksConfig
-from pipeline.contents import content_of, masks_content, rows_of
+from pipeline.contents import rows_of
 from pipeline.images import decode_image
 from pipeline.model import SamModel, load_model
+from pipeline.predict import content_of, masks_content
 from pipeline.shard import ImageDone, make_shard, read_footer
 from pipeline.storage import canonical_uri
 from pipeline.verify import faults_of_shard

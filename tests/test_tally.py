@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pycocotools import mask as coco
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.report.histogram import Bar, Histogram
 from pipeline.report.tally import Sampling, Tally, tally_rows, tally_shard
 from schemas.masks import MASKS_SCHEMA

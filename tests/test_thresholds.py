@@ -9,7 +9,8 @@ from running import make_dataset, run, write_jpegs
 from seeded import lively_state_dict, model_with
 from skimage import data
 
-from pipeline.amg import MaskGenerator, rle
+from pipeline import rle
+from pipeline.amg import MaskGenerator
 from pipeline.amg.selfcheck import checked_model, self_checking_checkpoint
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig
 from pipeline.evaluation.pictures import Picture

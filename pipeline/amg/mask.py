@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.amg import rle
-from pipeline.amg.rle import Rle
+from pipeline import rle
 from pipeline.config import OutputMode
+from pipeline.rle import Rle
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from segment_anything.utils.amg import batched_mask_to_box, remove_small_regions
 
-from pipeline.amg import filters, rle
+from pipeline import rle
+from pipeline.amg import filters
 from pipeline.amg.mask import Mask
-from pipeline.amg.rle import Rle
+from pipeline.rle import Rle
 
 
 def without_small_regions(masks: list[Mask], min_area: int, box_iou: float) -> list[Mask]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline.amg.rle import Rle, area, runs
+from pipeline.rle import Rle, area, runs
 
 Counts = NDArray[np.int64]
 """Lengths of alternating runs down the columns, background first."""

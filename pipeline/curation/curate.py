@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.contents import Row
 from pipeline.curation import duplicates, filters, hierarchy
 from pipeline.curation.config import CurationConfig, StepsConfig

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import torch
 
-from pipeline.amg import filters, regions, rle
+from pipeline import rle
+from pipeline.amg import filters, regions
 from pipeline.curation.arithmetic import shared_areas
 from pipeline.curation.filters import Record, scores
 

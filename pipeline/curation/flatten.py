@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.curation.arithmetic import box_of, complement, from_counts, intersection
 from pipeline.curation.config import Priority
 from pipeline.curation.filters import Record, scores

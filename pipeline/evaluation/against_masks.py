@@ -7,14 +7,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.amg import MaskGenerator, rle
-from pipeline.amg.rle import Rle
+from pipeline import rle
+from pipeline.amg import MaskGenerator
 from pipeline.config import AmgConfig
 from pipeline.evaluation import felzenszwalb
 from pipeline.evaluation.metrics import average_recall, boundary_iou, coverage, iou_matrix, mask_iou
 from pipeline.evaluation.pictures import Picture
 from pipeline.evaluation.prompting import Answers, answer, batches, farthest_from_border
 from pipeline.model.sam import SamModel
+from pipeline.rle import Rle
 
 MOST_MASKS: Final = 1000
 """Masks of a picture that count for average recall."""

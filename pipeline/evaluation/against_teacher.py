@@ -19,7 +19,8 @@ from pipeline.config import AmgConfig
 from pipeline.evaluation.metrics import boundary_iou, mask_iou
 from pipeline.evaluation.pictures import Picture
 from pipeline.evaluation.prompting import Answers, answer, batches, second_points
-from pipeline.model.sam import PUBLISHED_IMAGE_SIZE, Embedding, SamModel, input_size_of
+from pipeline.images import input_size_of
+from pipeline.model.sam import PUBLISHED_IMAGE_SIZE, Embedding, SamModel
 from pipeline.model.tinyvit import STRIDE
 
 BINS: Final = (0.0, 0.01, 0.05, 0.2, 1.0)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.amg import rle
+from pipeline import rle
 from pipeline.errors import TrainingDataError
 from pipeline.evaluation.metrics import boundary_recall, contours, iou_matrix, taken_by
 from pipeline.evaluation.truth import Marked, Truth

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline.amg.rle import Rle
+from pipeline.rle import Rle
 
 CONTAINED: Final = 0.95
 """Share of a mask's pixels in a larger one from which it lies in it."""

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 
-from pipeline.amg import rle
-from pipeline.amg.rle import Rle
+from pipeline import rle
 from pipeline.evaluation.prompting import Answers
+from pipeline.rle import Rle
 from pipeline.training import bsds
 
 SCALES: Final = (1600, 800, 400, 200, 100, 50)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline.amg.rle import Rle
+from pipeline.rle import Rle
 
 IOU_THRESHOLDS: Final = np.linspace(0.5, 0.95, 10)
 """COCO's."""

@@ -10,12 +10,11 @@ from typing import Any, Final, NamedTuple
 import scipy.io
 from pycocotools import mask as coco
 
-from pipeline import sa1b, storage
-from pipeline.amg import rle
-from pipeline.amg.rle import Rle
+from pipeline import rle, sa1b, storage
 from pipeline.errors import ImageError, TrainingDataError
 from pipeline.evaluation.pictures import SMALLEST_SEGMENT
 from pipeline.reading.stored import ShardReader, StoredMasks, stored_masks
+from pipeline.rle import Rle
 from pipeline.sa1b import stem_of
 from pipeline.sources.refs import suffix_of
 from pipeline.training import bsds

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
-from pipeline.amg.rle import runs
 from pipeline.contents import Row
 from pipeline.curation.config import Priority
 from pipeline.curation.filters import Record
 from pipeline.curation.flatten import flattened
+from pipeline.rle import runs
 
 
 def labelled(row: Row, priority: Priority, dtype: DTypeLike) -> tuple[list[Record], NDArray[np.integer]]:

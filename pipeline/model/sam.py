@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import SettingsError
+from pipeline.images import input_size_of
 from pipeline.model.decoder import FastDecoder, ImageTables, ImageTokens
 from pipeline.model.inference import hasten
 from pipeline.model.tinyvit import (
@@ -51,12 +51,6 @@ THRESHOLDS: Final = {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}
 """Defaults of `SamAutomaticMaskGenerator`."""
 PIXEL_MEAN: Final = (123.675, 116.28, 103.53)
 PIXEL_STD: Final = (58.395, 57.12, 57.375)
-
-
-def input_size_of(size: tuple[int, int], image_size: int) -> tuple[int, int]:
-    """Height and width that the encoder resizes an image to: the longer is `image_size`."""
-    height, width = ResizeLongestSide.get_preprocess_shape(*size, image_size)
-    return max(height, 1), max(width, 1)
 
 
 def resized(rgb_HW3: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:

@@ -7,14 +7,13 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
-from pipeline import manifest, storage
-from pipeline.amg import rle
-from pipeline.amg.rle import Rle
+from pipeline import manifest, rle, storage
 from pipeline.errors import ImageError
 from pipeline.manifest import ManifestRow
 from pipeline.reading.order import At
 from pipeline.reading.skipped import Skipped
 from pipeline.reading.stored import StoredMasks, open_masks, read_picture, stored_masks
+from pipeline.rle import Rle
 from schemas.masks import Status
 
 _log = logging.getLogger("everymask")

@@ -16,8 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.amg import rle
+from pipeline import rle, storage
 from pipeline.documents import kind_of
 from pipeline.errors import OutputConflict, SettingsError, StorageError
 from pipeline.report.histogram import Histogram

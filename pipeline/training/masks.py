@@ -5,8 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.amg import rle
+from pipeline import rle, storage
 from pipeline.errors import ImageError, TrainingDataError
 from pipeline.reading.skipped import Skipped
 from pipeline.reading.stored import ShardReader, read_picture, stored_masks

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Final, TypedDict
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
@@ -20,7 +19,9 @@ class Rle(TypedDict):
     counts: str
 
 
-def encode_in_image(masks_KWH: torch.Tensor, crop_box_xyxy: list[int], image_size: tuple[int, int]) -> list[Rle]:
+def encode_in_image(
+    masks_KWH: NDArray[np.bool_], crop_box_xyxy: list[int], image_size: tuple[int, int]
+) -> list[Rle]:
     """Encode a crop's masks as masks of the whole image.
 
     Args:
@@ -30,7 +31,7 @@ def encode_in_image(masks_KWH: torch.Tensor, crop_box_xyxy: list[int], image_siz
     """
     height, width = image_size
     left, top, right, bottom = crop_box_xyxy
-    masks = masks_KWH.view(torch.uint8).cpu().numpy()
+    masks = masks_KWH.view(np.uint8)
     # The transpose of a C-contiguous K x W x H is the Fortran-ordered H x W x K that pycocotools reads.
     if masks.shape[1:] == (width, height):
         return [_text(rle) for rle in coco.encode(masks.transpose(2, 1, 0))]

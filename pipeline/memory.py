@@ -3,14 +3,11 @@
 import re
 from typing import Final
 
-import torch
-
-# Only CUDA's caching allocator has a class of its own; the CPU's, MPS and cuBLAS raise RuntimeErrors.
+# RuntimeErrors, all of them: CUDA's caching allocator, the CPU's, MPS and cuBLAS.
 _SAID: Final = re.compile(r"out of memory|not enough memory|can't allocate memory|_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, so that less at once, or another image, may fit."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and _SAID.search(str(error)) is not None
+    said = isinstance(error, RuntimeError) and _SAID.search(str(error))
+    return isinstance(error, MemoryError) or bool(said)
