@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy
+from ray_heads import one_machine
 from s3server import S3Server, run_s3_server
 from small_distillation import SIZE, write_store
 
@@ -12,6 +13,11 @@ from jobs.seeded_checkpoint import seeded_checkpoint
 from pipeline.model.sam import SamModel
 from pipeline.model.weights import checkpoint_bytes, seeded_model
 from pipeline.storage import s3
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put those first that take long."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +30,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[dict[str, str]]:
+    """A Ray cluster that reaches the S3 server, as the environment that leads commands to it."""
+    with one_machine(tmp_path_factory.mktemp("cluster")) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,26 @@ def free_port() -> int:
 def session_folder() -> str:
     """A new name for --temp-dir; a socket's path is at most 107 bytes long."""
     return f"/tmp/ray-{uuid.uuid4().hex[:8]}"
+
+
+@contextlib.contextmanager
+def one_machine(folder: Path) -> Iterator[dict[str, str]]:
+    """A cluster of one machine with two CPUs, as the environment that leads commands to it.
+
+    A command that starts a Ray of its own takes a third more CPU time.
+    """
+    temp, port = session_folder(), free_port()
+    both = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
+    }
+    words = [
+        *(Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}"),
+        *(f"--temp-dir={temp}", "--include-dashboard=false", "--node-ip-address=127.0.0.1"),
+    ]
+    with head_of(words, temp, folder / "head.log", {"RAY_USAGE_STATS_ENABLED": "0"} | both):
+        yield both | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
 
 
 @contextlib.contextmanager

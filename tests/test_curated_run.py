@@ -149,7 +149,9 @@ def test_verification_finds_what_only_a_curated_row_can_have_wrong(source: Run) 
 
 
 @pytest.mark.alone
-def test_the_command_curates_on_ray_all_but_a_shard_that_fails(source: Run, tmp_path: Path) -> None:
+def test_the_command_curates_on_ray_all_but_a_shard_that_fails(
+    source: Run, tmp_path: Path, cluster: dict[str, str]
+) -> None:
     expected = make(curated(source))
     damaged = Path(source.config.output.removeprefix("file://"), "masks/part-00001.parquet")
     whole = damaged.read_bytes()
@@ -157,7 +159,7 @@ def test_the_command_curates_on_ray_all_but_a_shard_that_fails(source: Run, tmp_
     output = tmp_path / "by-ray"
     flags = ("--input", source.config.output, "--output", output, "--mask-iou-thresh", "0.8")
     flags += ("--hierarchy-thresh", "0.9", "--flatten", "smallest")
-    ended = run("jobs.curate_masks", *flags)
+    ended = run("jobs.curate_masks", *flags, **cluster)
     assert ended.returncode == 1, ended.stderr
     assert "shard 1 is not made" in ended.stderr
     assert "jobs.verify_masks --remove-damaged" in ended.stderr

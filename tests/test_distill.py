@@ -279,7 +279,9 @@ def test_two_workers_by_ray_train_one_of_which_is_lost_do_what_one_would(shared:
 
 
 @pytest.mark.alone
-def test_what_a_worker_raises_is_the_commands_exit_code(shared: Path, tmp_path: Path) -> None:
+def test_what_a_worker_raises_is_the_commands_exit_code(
+    shared: Path, tmp_path: Path, cluster: dict[str, str]
+) -> None:
     output = tmp_path / "ray.safetensors"
     hopeless = ["--learning-rate", "1e30", "--warmup-steps", "0", "--clip", "0"]
     done = subprocess.run(
@@ -288,6 +290,7 @@ def test_what_a_worker_raises_is_the_commands_exit_code(shared: Path, tmp_path: 
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
+        env=os.environ | cluster,
     )
     assert done.returncode == 5, done.stderr
     [message] = [line for line in done.stderr.splitlines() if line.split(" ", 2)[-1].startswith("Diverged: ")]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from running import kill_at_first_checkpoint, make_dataset, run
@@ -29,6 +30,7 @@ def miou(scores: list[StudentScores]) -> float:
     return float(np.concatenate([score.agreement.best_N for score in scores]).mean())
 
 
+@pytest.mark.long
 def test_a_student_of_the_demo_teacher_beats_an_untrained_one(tmp_path: Path) -> None:
     pictures, store, output = tmp_path / "pictures", tmp_path / "store", tmp_path / "student.safetensors"
     pictures.mkdir()

@@ -20,7 +20,7 @@ def flags(folder: Path, output: Path, checkpoint: Path) -> list[str | Path]:
 
 
 @pytest.mark.alone
-def test_embed_verify_resume_and_refuse(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_embed_verify_resume_and_refuse(tmp_path: Path, tiny_checkpoint: Path, cluster: dict[str, str]) -> None:
     folder = write_jpegs(tmp_path / "in", 4)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "notes.txt").write_text("not an image")
@@ -37,7 +37,7 @@ def test_embed_verify_resume_and_refuse(tmp_path: Path, tiny_checkpoint: Path) -
     checked = call("jobs.verify_masks", "--output", output)
     assert (checked.returncode, checked.stdout) == (1, "embeddings/part-00001.parquet: missing\n")
 
-    done = run("jobs.embed_images", *given, "--images-per-shard", "2", "--cpus-per-worker", "1")
+    done = run("jobs.embed_images", *given, "--images-per-shard", "2", "--cpus-per-worker", "1", **cluster)
     assert done.returncode == 0, done.stderr
     assert "5 images in 3 shards, 1 to do" in done.stderr
     assert "5 images x 0.007812 MiB = 3.815e-05 GiB of embeddings" in done.stderr

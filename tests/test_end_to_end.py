@@ -43,14 +43,16 @@ DETERMINANTS: dict[str, Any] = {
 """What the footer of a shard says of the first run below, but for its images and its weights."""
 
 
-def test_a_local_run_is_estimated_made_and_verified(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_local_run_is_estimated_made_and_verified(
+    tmp_path: Path, tiny_checkpoint: Path, cluster: dict[str, str]
+) -> None:
     folder = write_jpegs(tmp_path / "in", 5)
     (folder / "sub").mkdir()
     (folder / "sub" / "0000.jpg").write_bytes(jpeg(9))
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "notes.txt").write_text("not an image")
     output = tmp_path / "out"
-    dry = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3", "--dry-run"))
+    dry = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "3", "--dry-run"), **cluster)
     assert dry.returncode == 0, dry.stderr
     estimated = json.loads(dry.stdout)
     assert (estimated["images"], estimated["sampled"], estimated["workers"]) == (7, 7, 1)
@@ -96,13 +98,16 @@ def test_a_local_run_is_estimated_made_and_verified(tmp_path: Path, tiny_checkpo
     assert summary_of(output)["damaged_shards"] == [1]
 
 
-def test_case_41_too_many_failures_stop_the_run(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_case_41_too_many_failures_stop_the_run(
+    tmp_path: Path, tiny_checkpoint: Path, cluster: dict[str, str]
+) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for index in range(150):
         (folder / f"{index:03d}.jpg").write_bytes(b"no image" if index % 4 else jpeg(index))
     output = tmp_path / "out"
-    stopped = run(*job(tiny_checkpoint, folder, output, "--images-per-shard", "10", "--max-failure-rate", "0.3"))
+    flags = job(tiny_checkpoint, folder, output, "--images-per-shard", "10", "--max-failure-rate", "0.3")
+    stopped = run(*flags, **cluster)
     assert stopped.returncode == 4, stopped.stderr
     assert "--max-failure-rate" in stopped.stderr
     summary = summary_of(output)

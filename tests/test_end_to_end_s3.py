@@ -33,7 +33,11 @@ def pictures() -> dict[str, bytes]:
 
 
 def test_case_35_a_killed_driver_and_another_number_of_workers(
-    tmp_path: Path, tiny_checkpoint: Path, s3_server: S3Server, bucket: str, pictures: dict[str, bytes]
+    tiny_checkpoint: Path,
+    s3_server: S3Server,
+    bucket: str,
+    pictures: dict[str, bytes],
+    cluster: dict[str, str],
 ) -> None:
     """The driver is killed while it makes shards and still lists: the second page is kept back until then."""
     assert len(pictures) >= 50
@@ -54,7 +58,7 @@ def test_case_35_a_killed_driver_and_another_number_of_workers(
             command(*flags, "--num-workers", "1"),
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"AWS_ENDPOINT_URL": proxy.endpoint},
+            env=os.environ | cluster | {"AWS_ENDPOINT_URL": proxy.endpoint},
         )
         masks = f"{bucket.removeprefix('s3://')}/out/masks"
         deadline = time.monotonic() + TIMEOUT_S
@@ -72,7 +76,7 @@ def test_case_35_a_killed_driver_and_another_number_of_workers(
     unfinished = call("jobs.verify_masks", "--output", f"{bucket}/out")
     assert (unfinished.returncode, "still being listed" in unfinished.stderr) == (2, True)
 
-    resumed = run(*flags, "--num-workers", "2")
+    resumed = run(*flags, "--num-workers", "2", **cluster)
     assert resumed.returncode == 0, resumed.stderr
     to_do = re.search(rf"{so_far}, (\d+) to do", resumed.stderr)
     assert to_do and int(to_do[1]) <= 256 - 3

@@ -215,6 +215,7 @@ def assert_lively(reference: list[dict[str, Any]], setting: str, prompts: int) -
         assert 0 < len(reference) < 3 * prompts
 
 
+@pytest.mark.long
 def test_masks_of_trained_weights_with_every_default() -> None:
     assert_parity_of_trained_weights("coffee")
 
