@@ -26,7 +26,8 @@ def curate_masks(*, config: Annotated[CurationConfig, Parameter(name="*")]) -> i
     config = config.model_copy(update=addresses)
     source = documents.read_finished_masks(config.input)
     run = runs.open_derived_run(config, config.input, source, config.determinants(source))
-    from pipeline.curation_engine import connected, curate_shards  # noqa: PLC0415 (with Ray, which takes seconds)
+    from pipeline.curation_engine import curate_shards  # noqa: PLC0415 (with Ray, which takes seconds)
+    from pipeline.engine import connected  # noqa: PLC0415
 
     dataset.finish(run, curate_shards, connected)
     return 0
