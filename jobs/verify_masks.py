@@ -12,7 +12,7 @@ from pipeline.documents import kind_of, read_document
 from pipeline.shard import shard_uri
 from pipeline.verify import fault_of_manifest, faults_of_shard, strays
 
-_SHARDS_A_PROCESS: Final = 16  # a process takes seconds to start
+_SHARDS_A_PROCESS: Final = 16  # a process takes a second to start
 _SHOWN_A_SHARD: Final = 10
 _log = logging.getLogger("everymask")
 
