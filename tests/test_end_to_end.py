@@ -1,7 +1,9 @@
 """The main job as a user runs it on local disk: taken up again, refused, killed, interrupted."""
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,6 +19,9 @@ from runs_of_masks import job, summary_of, wait_for_shards
 import pipeline
 
 pytestmark = pytest.mark.alone
+
+LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF0000" + "0100007F"}
+"""Its addresses of IPv4 and IPv6, as the kernel writes them."""
 
 DETERMINANTS: dict[str, Any] = {
     "images_per_shard": 3,
@@ -116,6 +121,23 @@ def test_case_41_too_many_failures_stop_the_run(
     assert summary["ok"] + summary["failed"] + summary["not_done"] == 150
 
 
+def listening(session: str) -> set[str]:
+    """The addresses, as the kernel writes them, at which the processes of a Ray listen."""
+    sockets = set()
+    for process in processes_with(session):
+        with contextlib.suppress(OSError):  # it has ended
+            for file in Path(f"/proc/{process.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):  # it is closed
+                    sockets.add(str(file.readlink()))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
 @pytest.fixture
 def _interrupts() -> Iterator[None]:
     """What a shell starts in the background ignores them, and so would its children."""
@@ -125,7 +147,9 @@ def _interrupts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_interrupts")
-def test_case_45_interrupt_keeps_finished_shards(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_case_45_interrupt_keeps_finished_shards_and_its_ray_is_on_loopback(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
     folder = write_jpegs(tmp_path / "in", 300)
     output = tmp_path / "out"
     process = subprocess.Popen(
@@ -133,12 +157,17 @@ def test_case_45_interrupt_keeps_finished_shards(tmp_path: Path, tiny_checkpoint
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"},
     )
-    wait_for_shards(output, 3, process)
-    commands = "\n".join(one.command for one in processes_with(f"{process.pid}"))
-    sessions = set(re.findall(r"session_[\d_-]+", commands))
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        wait_for_shards(output, 3, process)
+        commands = "\n".join(one.command for one in processes_with(f"_{process.pid}"))
+        [session] = set(re.findall(rf"session_[\d_-]+_{process.pid}\b", commands))
+        assert LOOPBACK >= listening(session) != set()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, stderr
     summary = summary_of(output)
     assert summary["state"] == "interrupted"
@@ -146,6 +175,4 @@ def test_case_45_interrupt_keeps_finished_shards(tmp_path: Path, tiny_checkpoint
     assert 3 <= len(finished) < 150
     assert summary["ok"] == 2 * len(finished)
     assert summary["not_done"] == 300 - summary["ok"]
-    assert sessions
-    for session in sessions:
-        assert processes_with(session) == []
+    assert processes_with(session) == []

@@ -1,18 +1,15 @@
 """The engine on a real local Ray: what workers get, how often a shard is tried, where the board lives."""
 
-import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import ray
-from running import processes_with
 
 from pipeline import engine
 from pipeline.board import Board
@@ -89,30 +86,6 @@ def test_a_shard_is_begun_six_times_and_then_left_out() -> None:
     [failed] = board.read().failed_shards
     assert failed == {"shard": 5, "error": "it has killed its worker 6 times"}
     assert board.over()
-
-
-def listening(session: str) -> set[str]:
-    """The addresses, as the kernel writes them, at which the processes of a Ray listen."""
-    sockets = set()
-    for process in processes_with(session):
-        with contextlib.suppress(OSError):  # it has ended
-            for file in Path(f"/proc/{process.pid}/fd").iterdir():
-                with contextlib.suppress(OSError):  # it is closed
-                    sockets.add(str(file.readlink()))
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                found.add(fields[1].split(":")[0])
-    return found
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_a_local_ray_listens_on_the_loopback_interface_only() -> None:
-    found = listening(Path(ray._private.worker.global_worker.node.get_session_dir_path()).name)
-    assert found
-    assert found <= {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF0000" + "0100007F"}
 
 
 LEFT_RUN = """
