@@ -2,10 +2,10 @@
 
     python benchmarks/demo_weights.py --bsds BSDS500 --output FOLDER [--device cuda] [--minutes N] [--limit N]
 
-Leaves in FOLDER: `trained-1.safetensors`; on a CPU also those numbered 2 to 4, each of which goes on from the one
-before with another seed, and `averaged.safetensors`, the mean of the last two ("Model soups", Wortsman et al.
-2022); `demo.safetensors` with thresholds and in float16; `demo.md` with what they reach. Started again after a
-kill, it goes on from the last checkpoint. Needs no Ray.
+Leaves in FOLDER: `trained-1.safetensors`; on a CPU also those numbered 2 to 6, each of which goes on from what
+came of the one before with another seed, and `averaged-4` to `averaged-6`, means of what a training began with
+and what it became ("Model soups", Wortsman et al. 2022); `demo.safetensors` with thresholds and in float16;
+`demo.md` with what they reach. Started again after a kill, it goes on from the last checkpoint. Needs no Ray.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
@@ -25,44 +25,56 @@ from pipeline.model.weights import checkpoint_bytes
 
 ROOT: Final = Path(__file__).parents[1]
 EVERY_ROUND: Final = [
-    *("--scenes", "1", "--box-share", "0.05", "--grouping", "1"),
+    *("--box-share", "0.05", "--grouping", "1"),
     *("--optimizer", "muon", "--clip", "1", "--ema-decay", "0.995"),
 ]
-# A step of the last stage costs several times one of the first.
-ON_CPU: Final = ["--stages", "224:16:0.85", "--stages", "512:4:1", "--warmup-steps", "40"]
-LARGER_ON_CPU: Final = [
-    "--stages",
-    "224:16:0.5",
-    "--stages",
-    "320:8:0.8",
-    "--stages",
-    "512:4:1",
-    "--warmup-steps",
-    "40",
-]
-LARGEST_ON_CPU: Final = [
-    "--stages",
-    "224:16:0.3",
-    "--stages",
-    "320:8:0.6",
-    "--stages",
-    "512:4:1",
-    "--warmup-steps",
-    "40",
-]
-ON_GPU: Final = [
-    *("--stages", "224:64:0.75", "--stages", "512:32:1", "--warmup-steps", "100"),
-    *("--loaders", "12"),
-]
-# From random weights the encoder learns grouping alone at first.
+
+
+class Round(NamedTuple):
+    """One training, which goes on from what came of the one before."""
+
+    flags: str
+    mean: bool = False
+    """What comes of it is the mean of what it began with and what it became."""
+
+
+# A step of the last stage costs several times one of the first. From random weights the encoder learns grouping
+# alone at first.
 ROUNDS: Final = {
     "cpu": [
-        [*ON_CPU, "--seed", "0", "--learning-rate", "2e-3", "--grouping-steps", "1000"],
-        [*ON_CPU, "--seed", "2", "--learning-rate", "1.5e-3"],
-        [*LARGER_ON_CPU, "--seed", "3", "--learning-rate", "1.5e-3"],
-        [*LARGEST_ON_CPU, "--seed", "4", "--learning-rate", "1.5e-3"],
+        Round(
+            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --learning-rate 2e-3 --seed 0 "
+            "--grouping-steps 1000"
+        ),
+        Round(
+            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.5e-3 --seed 2"
+        ),
+        Round(
+            "--scenes 1 --stages 224:16:0.5 --stages 320:8:0.8 --stages 512:4:1 --warmup-steps 40 "
+            "--learning-rate 1.5e-3 --seed 3"
+        ),
+        Round(
+            "--scenes 1 --stages 224:16:0.3 --stages 320:8:0.6 --stages 512:4:1 --warmup-steps 40 "
+            "--learning-rate 1.5e-3 --seed 4",
+            mean=True,
+        ),
+        Round(
+            "--scenes 2 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 "
+            "--learning-rate 1.2e-3 --seed 5",
+            mean=True,
+        ),
+        Round(
+            "--scenes 3 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 "
+            "--learning-rate 1.2e-3 --seed 6",
+            mean=True,
+        ),
     ],
-    "cuda": [[*ON_GPU, "--seed", "0", "--learning-rate", "2e-3", "--grouping-steps", "1500"]],
+    "cuda": [
+        Round(
+            "--scenes 1 --stages 224:64:0.75 --stages 512:32:1 --warmup-steps 100 --learning-rate 2e-3 --seed 0 "
+            "--grouping-steps 1500 --loaders 12"
+        )
+    ],
 }
 MINUTES: Final = {"cpu": 96.0, "cuda": 22.0}
 
@@ -75,17 +87,16 @@ def main() -> None:
     device = options.device
     minutes = options.minutes or MINUTES[device]
     trained = None
-    for number, recipe in enumerate(ROUNDS[device], 1):
+    for number, (flags, mean) in enumerate(ROUNDS[device], 1):
         before, trained = trained, options.output / f"trained-{number}.safetensors"
         if not trained.exists():
-            flags = ["--bsds", options.bsds, "--minutes", minutes, "--device", device, *EVERY_ROUND, *recipe]
+            common = ["--bsds", options.bsds, "--minutes", minutes, "--device", device, *EVERY_ROUND]
             begun = ["--checkpoint", before] if before else []
-            _run("train_model", *flags, *begun, "--output", trained)
-    if device == "cpu":
-        last_two = [options.output / f"trained-{len(ROUNDS[device]) - i}.safetensors" for i in (1, 0)]
-        trained = options.output / "averaged.safetensors"
-        if not trained.exists():
-            _average(*last_two, trained)
+            _run("train_model", *common, *flags.split(), *begun, "--output", trained)
+        if before and mean:
+            last, trained = trained, options.output / f"averaged-{number}.safetensors"
+            if not trained.exists():
+                _average(before, last, trained)
     if not demo.exists():
         chosen = ["--checkpoint", trained, "--output", demo, "--dtype", "float16"]
         _run("tune_thresholds", *chosen, "--bsds", options.bsds, "--limit", 16, "--points-per-side", 16)
