@@ -228,22 +228,24 @@ def test_masks_of_trained_weights_with_every_default_but_fewer_points_on_a_large
 def assert_parity_of_trained_weights(name: str, **arguments: Any) -> None:
     """At the published size; their own thresholds are said to the reference.
 
-    A pixel whose logit is 0 but for rounding may fall on either side, and no other: of small photographs' masks
-    hardly one has such a pixel, of large ones some have a few of a hundred thousand.
+    A pixel whose logit is 0 but for rounding may fall on either side, and no other. Few masks have one.
     """
     thresholds = load_model("demo", device="cpu").thresholds
     both = trained_pair()
     ours, reference = both.masks(PHOTOGRAPHS[name](), **thresholds, **arguments)
     assert len(reference) >= 5
     assert_parity(ours, reference)
-    equal = np.array([a["segmentation"] == b["segmentation"] for a, b in zip(ours, reference, strict=True)])
-    assert equal.mean() >= (0.8 if name == "large" else 0.95)
-    assert mask_ious(ours, reference).min() >= 0.9999
+    equal, strays = 0, 0
     for a, b in zip(ours, reference, strict=True):
-        if a["segmentation"] != b["segmentation"]:
-            logits_HW = both.logits_HW(b)
-            differing_HW = rle.decode(a["segmentation"]) ^ rle.decode(b["segmentation"])
-            assert logits_HW[differing_HW].abs().max() <= _ROUNDING * logits_HW.abs().max()
+        if a["segmentation"] == b["segmentation"]:
+            equal += 1
+            continue
+        logits_HW = both.logits_HW(b)
+        differing_HW = rle.decode(a["segmentation"]) ^ rle.decode(b["segmentation"])
+        assert logits_HW[differing_HW].abs().max() <= _ROUNDING * logits_HW.abs().max()
+        strays += np.count_nonzero(differing_HW)
+    assert equal >= 0.8 * len(reference)
+    assert strays <= 1e-5 * sum(mask["area"] for mask in reference)
     both.forget()
 
 
