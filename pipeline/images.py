@@ -137,7 +137,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def input_size_of(size: tuple[int, int], image_size: int) -> tuple[int, int]:
-    """Height and width that an encoder's input of a side has of an image: the longer is `image_size`.
+    """Height and width of an image as the input of an encoder: the longer is `image_size`.
 
     Rounded as `ResizeLongestSide.get_preprocess_shape` of segment_anything rounds, and no side below 1.
     """
