@@ -1,7 +1,9 @@
 """Fixtures that several test modules share."""
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy
@@ -14,10 +16,20 @@ from pipeline.model.sam import SamModel
 from pipeline.model.weights import checkpoint_bytes, seeded_model
 from pipeline.storage import s3
 
+C_LIBRARY: Final = ctypes.CDLL(None)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put those first that take long."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(autouse=True)
+def _give_memory_back() -> Iterator[None]:
+    """What a test leaves free may not fit the next: a C library that is set to keep it would only take more."""
+    yield
+    if hasattr(C_LIBRARY, "malloc_trim"):  # glibc's
+        C_LIBRARY.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
