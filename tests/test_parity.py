@@ -60,11 +60,7 @@ def photographs(*names: str) -> Any:
 
 
 class RememberingPredictor(SamPredictor):
-    """The reference's predictor, which does not encode or decode the same thing twice.
-
-    Of a batch of prompts it decodes some at once, for time: what they make fits a cache, and no prompt's answer
-    depends on the others'.
-    """
+    """The reference's predictor, which does not encode or decode the same thing twice."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__(sam)
@@ -87,9 +83,7 @@ class RememberingPredictor(SamPredictor):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         key = self.key, point_coords.numpy().tobytes()
         if key not in self.decoded:
-            parts = zip(point_coords.split(_PROMPTS_AT_ONCE), labels.split(_PROMPTS_AT_ONCE), strict=True)
-            answers = [super(RememberingPredictor, self).predict_torch(*part, **keywords) for part in parts]
-            masks, iou, logits = map(torch.cat, zip(*answers, strict=True))
+            masks, iou, logits = super().predict_torch(point_coords, labels, **keywords)
             self.decoded[key] = iou, logits
             return masks, iou, logits
         iou, logits = self.decoded[key]
@@ -116,8 +110,11 @@ class Pair:
         self.model.__class__ = RememberingModel
 
     def masks(self, rgb: Rgb, **arguments: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Ours and the reference's."""
-        reference = ReferenceGenerator(self.predictor.model, **arguments)
+        """Ours and the reference's, whose prompts come in smaller batches.
+
+        No prompt's answer depends on the others', but 64 of the reference's take up to 9 GB, and more time.
+        """
+        reference = ReferenceGenerator(self.predictor.model, points_per_batch=_PROMPTS_AT_ONCE, **arguments)
         reference.predictor = self.predictor
         arguments.setdefault("output_mode", "coco_rle")
         return MaskGenerator(self.model, **arguments).generate(rgb), reference.generate(rgb)
