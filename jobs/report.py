@@ -14,7 +14,7 @@ from jobs.processes import mapping
 from pipeline import documents, storage
 from pipeline.report.page import Report, html_of
 from pipeline.report.pictures import shown_images
-from pipeline.report.tally import Sampling, Tally, check_schema, tally_shard
+from pipeline.report.tally import Sampling, Tally, tally_shard
 
 _SHARDS_A_PROCESS: Final = 16  # a process takes seconds to start
 _log = logging.getLogger("everymask")
@@ -40,7 +40,7 @@ def report(
     or there is no run of masks that this version reads; 3 an address cannot be read or written.
 
     Args:
-        input: What jobs.generate_masks was given as --output.
+        input: What jobs.generate_masks, jobs.curate_masks or jobs.import_sa1b was given as --output.
         output: Folder or prefix that receives index.html.
         sample: Images to show, drawn from all that were processed.
         outliers: Images to show of each kind: with the most masks, with none, least stable.
@@ -48,8 +48,7 @@ def report(
         processes: Shards read at the same time; by default as many as there are CPUs, fewer for few shards.
     """
     dataset = storage.canonical_uri(input)
-    document = documents.read_document(dataset)
-    check_schema(dataset, document)
+    document = documents.read_masks(dataset)
     sampling = Sampling(seed, sample, outliers)
     shards = sorted(documents.shards_done(dataset, "masks") & set(range(document["manifest"]["shards"])))
     count = partial(tally_shard, dataset, document["fingerprint"], sampling)

@@ -8,12 +8,20 @@ from typing import Any, Final, get_args
 from pipeline import storage
 from pipeline.config import Kind
 from pipeline.errors import OutputConflict, SettingsError
+from schemas import curated, embeddings, manifest, masks
 
 RUN: Final = "run.json"
 """Written after the manifest: where it stands, the manifest is whole."""
 PLAN: Final = "plan.json"
 """In its place while shards are made of images that are still listed: how much of the manifest is final."""
 
+_READABLE: Final[dict[str, int]] = {
+    "manifest": manifest.SCHEMA_VERSION,
+    "masks": masks.SCHEMA_VERSION,
+    "embeddings": embeddings.SCHEMA_VERSION,
+    "curated": curated.SCHEMA_VERSION,
+}
+"""The newest version of each schema that this everymask reads."""
 _PART: Final = re.compile(r"part-(\d{5,})\.parquet")
 
 
@@ -32,6 +40,7 @@ def read_document(output: str, *, unlisted: bool = False) -> dict[str, Any]:
 
     Raises:
         OutputConflict: the output holds no run, or a damaged `run.json`.
+        SettingsError: it has a newer schema than this version reads.
         StorageError: it cannot be read.
     """
     name = document_there(output)
@@ -42,7 +51,14 @@ def read_document(output: str, *, unlisted: bool = False) -> dict[str, Any]:
             f"{storage.redact(output)} holds a run whose images are still being listed, or whose listing was cut "
             "short: there is no run.json yet. The command that began it goes on where it is repeated."
         )
-    return read(output, name)
+    document = read(output, name)
+    for schema, version in document["determinants"]["schema"].items():
+        if version > _READABLE.get(schema, version):
+            raise SettingsError(
+                f"{storage.redact(output)} has version {version} of the schema of {schema}, and this everymask "
+                f"reads versions up to {_READABLE[schema]}. Install a newer one."
+            )
+    return document
 
 
 def read(output: str, name: str) -> dict[str, Any]:
@@ -65,17 +81,28 @@ def read(output: str, name: str) -> dict[str, Any]:
     return document
 
 
+def read_masks(output: str) -> dict[str, Any]:
+    """What `run.json` says of a run of masks; some of its shards may be missing.
+
+    Raises:
+        OutputConflict: the output holds no run, one of another kind, or a damaged `run.json`.
+        SettingsError: it has a newer schema than this version reads.
+        StorageError: it cannot be read.
+    """
+    document = read_document(output)
+    if (kind := kind_of(document)) != "masks":
+        raise OutputConflict(f"{storage.redact(output)} holds no masks but {kind}.")
+    return document
+
+
 def read_finished_masks(output: str) -> dict[str, Any]:
     """What `run.json` says of a run of masks whose shards all have a file.
 
     Raises:
-        OutputConflict: the output holds no such run, or a damaged `run.json`.
-        SettingsError: shards are missing.
-        StorageError: it cannot be read.
+        OutputConflict, StorageError: as `read_masks`.
+        SettingsError: as `read_masks`, or shards are missing.
     """
-    document = read_document(output)
-    if kind_of(document) != "masks":
-        raise OutputConflict(f"{storage.redact(output)} holds no run of masks.")
+    document = read_masks(output)
     shards = document["manifest"]["shards"]
     if missing := set(range(shards)) - shards_done(output, "masks"):
         raise SettingsError(

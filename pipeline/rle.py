@@ -77,6 +77,11 @@ def area(rle: Rle) -> int:
     return int(coco.area(rle))
 
 
+def areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
+    """Pixels in each of N masks. pycocotools' own takes 255 at most."""
+    return np.array([area(rle) for rle in rles], np.int64)
+
+
 def is_whole(rle: Rle) -> bool:
     """Whether the runs fill the mask. pycocotools decodes what is left of it to whatever was in memory."""
     try:

@@ -349,7 +349,7 @@ def test_a_newer_schema_is_refused_and_both_versions_named(copied: Path) -> None
     newer = SCHEMA_VERSION + 1
     output = rewritten(copied / "out", lambda run: run["determinants"]["schema"].update(masks=newer))
     for read in (open_masks, MaskSamples, MaskTable):
-        with pytest.raises(TrainingDataError, match=rf"version {newer} .* up to {SCHEMA_VERSION}"):
+        with pytest.raises(SettingsError, match=rf"version {newer} .* up to {SCHEMA_VERSION}"):
             read(output)
 
 
@@ -359,7 +359,7 @@ def test_what_is_no_masks_dataset_is_refused(copied: Path, tmp_path: Path, bucke
     with pytest.raises(OutputConflict, match="no run"):
         open_masks(f"{bucket}/nothing")
     output = rewritten(copied / "out", lambda run: run["determinants"].update(schema={"embeddings": 1}))
-    with pytest.raises(TrainingDataError, match="holds no masks but embeddings"):
+    with pytest.raises(OutputConflict, match="holds no masks but embeddings"):
         open_masks(output)
 
 

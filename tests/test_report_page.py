@@ -14,12 +14,15 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from curated_masks import SIZE, curated, make, masks_run, record
 from drawn_dataset import drawn_dataset
+from known_masks import box
 from PIL import Image
 from running import call, rows, write_jpegs
+from sa1b_folder import annotation, imported, write_sa1b
 
+from pipeline.curation.config import StepsConfig
 from pipeline.report import pictures
-from schemas.masks import SCHEMA_VERSION
 
 REFERENCES = {"src", "href", "action", "data", "srcset", "poster"}
 VOID = {"meta", "input"}
@@ -197,23 +200,41 @@ def test_missing_and_damaged_shards_are_told_and_left_out(tmp_path: Path) -> Non
     assert len(data_of(page)["images"]) == 2
 
 
+def report_of(dataset: Path) -> str:
+    result = call("jobs.report", "--input", dataset, "--output", dataset.parent / "report")
+    assert result.returncode == 0, result.stderr
+    return (dataset.parent / "report" / "index.html").read_text()
+
+
+def test_a_curated_dataset_has_a_report(tmp_path: Path) -> None:
+    masks = [record(box(SIZE, 8, 8, 40, 40), iou, stability_score=iou) for iou in (0.7, 0.891, 0.951, 0.99)]
+    source = masks_run(tmp_path, [masks, []])
+    curation = curated(source, StepsConfig(pred_iou_thresh=0.89))
+    text = report_of(make(curation))
+    assert "3 masks in 2 of 2 images" in Page(text).text
+    assert "These masks are curated" in Page(text).text
+    assert "curation.pred_iou_thresh 0.89" in Page(text).text
+    assert re.findall(r"class=mark[^>]*><title>([^<]*)", text) == ["0.89", "0.95"]  # the curation's, the run's
+
+
+def test_an_imported_dataset_has_a_report(tmp_path: Path) -> None:
+    folder = write_sa1b(tmp_path / "sa1b", {"sa_1": [annotation(box(SIZE, 8, 8, 40, 40))]}, SIZE)
+    text = Page(report_of(imported(folder, tmp_path / "out"))).text
+    assert "1 masks in 1 of 1 images" in text
+    assert "These masks were imported" in text
+    assert "source SA-1B" in text
+
+
 def test_what_this_version_does_not_read_is_refused(tmp_path: Path) -> None:
     drawn_dataset(write_jpegs(tmp_path / "in", 1), tmp_path / "out")
     run = json.loads((tmp_path / "out/run.json").read_text())
     flags = ("--input", tmp_path / "out", "--output", tmp_path / "report")
 
-    run["determinants"]["schema"]["masks"] = SCHEMA_VERSION + 1
-    (tmp_path / "out/run.json").write_text(json.dumps(run))
-    result = call("jobs.report", *flags)
-    assert result.returncode == 2
-    assert f"has version {SCHEMA_VERSION + 1} of" in result.stderr
-    assert f"up to version {SCHEMA_VERSION}." in result.stderr
-
     run["determinants"]["schema"] = {"manifest": 1, "embeddings": 1}
     (tmp_path / "out/run.json").write_text(json.dumps(run))
     result = call("jobs.report", *flags)
     assert result.returncode == 2
-    assert "holds embeddings" in result.stderr
+    assert "holds no masks but embeddings" in result.stderr
     assert call("jobs.report", "--input", tmp_path / "in", "--output", tmp_path / "report").returncode == 2
     assert not (tmp_path / "report").exists()
 

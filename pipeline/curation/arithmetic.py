@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline.rle import Rle, area, runs
+from pipeline.rle import Rle, areas, runs
 
 Counts = NDArray[np.int64]
 """Lengths of alternating runs down the columns, background first."""
@@ -48,8 +48,7 @@ def shared_areas(rles: Sequence[Rle], others: Sequence[Rle]) -> NDArray[np.int64
         return np.zeros((len(rles), len(others)), np.int64)
     # As crowds, what is divided by is the area of the first.
     shares_NM: NDArray[np.float64] = coco.iou(list(rles), list(others), [1] * len(others))
-    areas_N = np.array([area(rle) for rle in rles])  # pycocotools' own area takes 255 at a time
-    shared_NM: NDArray[np.int64] = np.rint(shares_NM * areas_N[:, None]).astype(np.int64)
+    shared_NM: NDArray[np.int64] = np.rint(shares_NM * areas(rles)[:, None]).astype(np.int64)
     return shared_NM
 
 

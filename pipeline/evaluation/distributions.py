@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline.rle import Rle
+from pipeline.rle import Rle, areas
 
 CONTAINED: Final = 0.95
 """Share of a mask's pixels in a larger one from which it lies in it."""
@@ -54,6 +54,6 @@ def depths(masks: list[Rle]) -> NDArray[np.int16]:
     if not masks:
         return np.zeros(0, np.int16)
     inside_NN = coco.iou(masks, masks, [1] * len(masks)) >= CONTAINED  # of a crowd: share of the first mask
-    area_N = coco.area(masks)
+    area_N = areas(masks)
     depth_N: NDArray[np.int16] = np.sum(inside_NN & (area_N[:, None] < area_N[None]), axis=1, dtype=np.int16)
     return depth_N

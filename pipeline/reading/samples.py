@@ -67,7 +67,8 @@ class MaskTable(Dataset[Sample]):
             with_empty: Also give images in which no mask was found.
 
         Raises:
-            OutputConflict, TrainingDataError, StorageError: as `pipeline.reading.stored_masks`; or it is damaged.
+            OutputConflict, SettingsError, TrainingDataError, StorageError: as `pipeline.reading.stored_masks`; or
+                it is damaged.
         """
         self._stored = stored_masks(uri)
         warn_of_missing(self._stored)

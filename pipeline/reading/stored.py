@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import manifest, sources, storage
-from pipeline.documents import kind_of, read_document, shards_done
+from pipeline.documents import read_masks, shards_done
 from pipeline.errors import ImageError, TrainingDataError
 from pipeline.images import decode_image
 from pipeline.manifest import ManifestRow
 from pipeline.shard import shard_uri
-from schemas.masks import MASKS_SCHEMA, SCHEMA_VERSION, Status
+from schemas.masks import MASKS_SCHEMA, Status
 
 _SHARDS_KEPT: Final = 256  # footers and listings
 _ROW_GROUPS_KEPT: Final = 16
@@ -64,21 +64,15 @@ def stored_masks(uri: str) -> StoredMasks:
         uri: What the command that made it was given as --output.
 
     Raises:
-        OutputConflict: there is no run.
-        TrainingDataError: it is not of masks, of a newer schema than this version reads, or no shard is finished.
+        OutputConflict: there is no run, or it is not of masks.
+        SettingsError: it has a newer schema than this version reads.
+        TrainingDataError: no shard is finished.
         StorageError: it cannot be read.
     """
     output = storage.canonical_uri(uri)
     name = storage.redact(output)
-    document = read_document(output)
-    if (kind := kind_of(document)) != "masks":
-        raise TrainingDataError(f"{name} holds no masks but {kind}.")
+    document = read_masks(output)
     determinants, listing = document["determinants"], document["manifest"]
-    if (version := determinants["schema"]["masks"]) > SCHEMA_VERSION:
-        raise TrainingDataError(
-            f"{name} has version {version} of the schema of masks, and this everymask reads versions up to "
-            f"{SCHEMA_VERSION}. Install a newer one."
-        )
     shards = tuple(sorted(shards_done(output, "masks") & set(range(listing["shards"]))))
     if listing["shards"] and not shards:
         raise TrainingDataError(f"{name} holds no finished shard of masks.")
@@ -102,7 +96,7 @@ def open_masks(uri: str) -> ds.Dataset:
     down, and what may pass by itself is tried again, as everywhere in `pipeline.storage`.
 
     Raises:
-        OutputConflict, TrainingDataError, StorageError: as `stored_masks`.
+        OutputConflict, SettingsError, TrainingDataError, StorageError: as `stored_masks`.
     """
     stored = stored_masks(uri)
     return ds.FileSystemDataset.from_paths(

@@ -91,7 +91,7 @@ class MaskSamples(IterableDataset[Sample]):
             read_ahead: Images that each worker fetches and decodes ahead.
 
         Raises:
-            OutputConflict, TrainingDataError, StorageError: as `pipeline.reading.stored_masks`.
+            OutputConflict, SettingsError, TrainingDataError, StorageError: as `pipeline.reading.stored_masks`.
             SettingsError: there is no such rank, or a number is below 1.
         """
         self._stored = stored_masks(uri)

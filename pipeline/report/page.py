@@ -57,11 +57,10 @@ def html_of(report: Report) -> str:
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    amg = document["determinants"]["amg"]
     body = [
         f"<header><h1>{escape(title)}</h1><p>{_lead(report)}</p></header>",
-        _section("Funnel", _funnel(tally)),
-        _section("Distributions", _distributions(tally, amg)),
+        _section("Funnel", _funnel(document, tally)),
+        _section("Distributions", _distributions(document, tally)),
         _section("Images", _outcomes(document, tally)),
         _section("Pictures", _gallery(report.shown, report.sampling)),
         _section("Settings", _settings(document)),
@@ -100,8 +99,12 @@ def _lead(report: Report) -> str:
     )
 
 
-def _funnel(tally: Tally) -> str:
+def _funnel(document: dict[str, Any], tally: Tally) -> str:
     dropped = tally.funnel
+    if "curation" in document["determinants"]:
+        return "<p>These masks are curated: a report of the dataset that they come from has the funnel.</p>"
+    if "amg" not in document["determinants"]:
+        return "<p>These masks were imported, not made here: there were no candidates.</p>"
     if not dropped:
         return "<p>The shards do not say: they were made before this was counted, or hold no processed image.</p>"
     confident = dropped["confident"]
@@ -124,7 +127,7 @@ def _funnel(tally: Tally) -> str:
     return funnel(steps) + note
 
 
-def _distributions(tally: Tally, amg: dict[str, Any]) -> str:
+def _distributions(document: dict[str, Any], tally: Tally) -> str:
     def score(value: float) -> str:
         return f"{value:.3f}".rstrip("0").rstrip(".")
 
@@ -149,14 +152,14 @@ def _distributions(tally: Tally, amg: dict[str, Any]) -> str:
             tally.histograms["predicted_iou"],
             score,
             "The model's own estimate; dashed where a threshold is.",
-            _threshold(amg["pred_iou_thresh"]),
+            _threshold(document, "pred_iou_thresh"),
         ),
         distribution(
             "Stability score.",
             tally.histograms["stability_score"],
             score,
             "Dashed where a threshold is.",
-            _threshold(amg["stability_score_thresh"]),
+            _threshold(document, "stability_score_thresh"),
         ),
         distribution(
             "Coverage.", tally.histograms["coverage"], percent, "Share of a picture in any of its masks."
@@ -165,9 +168,11 @@ def _distributions(tally: Tally, amg: dict[str, Any]) -> str:
     return f"<div class=charts>{''.join(charts)}</div>"
 
 
-def _threshold(threshold: float | None) -> list[float]:
-    """To be marked, if it is one: at 0 or less all masks stay."""
-    return [threshold] if threshold is not None and threshold > 0 else []
+def _threshold(document: dict[str, Any], name: str) -> list[float]:
+    """To be marked, if it is one: the run's or its curation's, the higher one; at 0 or less all masks stay."""
+    steps = [document["determinants"].get(step, {}).get(name) for step in ("amg", "curation")]
+    threshold = max(step or 0.0 for step in steps)
+    return [threshold] if threshold > 0 else []
 
 
 def _outcomes(document: dict[str, Any], tally: Tally) -> str:
@@ -228,9 +233,10 @@ def _gallery(shown: Sequence[Shown], sampling: Sampling) -> str:
 
 
 def _settings(document: dict[str, Any]) -> str:
+    model = document["settings"].get("model", {})  # curation has none
     named = {
         **document["determinants"],
-        "model": {name: document["settings"]["model"].get(name) for name in ("model", "checkpoint", "device")},
+        "model": {name: model.get(name) for name in ("model", "checkpoint", "device")},
         "fingerprint": document["fingerprint"],
     }
     rows = "".join(

@@ -17,11 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import rle, storage
-from pipeline.documents import kind_of
-from pipeline.errors import OutputConflict, SettingsError, StorageError
+from pipeline.errors import StorageError
 from pipeline.report.histogram import Histogram
 from pipeline.shard import read_footer, shard_uri
-from schemas.masks import PROCESSED, SCHEMA_VERSION, Status
+from schemas.masks import PROCESSED, Status
 
 _EXAMPLES: Final = 5  # failed images named for each reason
 _FAULTS: Final = 20  # unreadable shards named
@@ -122,27 +121,6 @@ class Tally:
             },
             faults=(*self.faults, *other.faults)[:_FAULTS],
             unread=self.unread + other.unread,
-        )
-
-
-def check_schema(output: str, document: dict[str, Any]) -> None:
-    """Refuse what this version does not read.
-
-    Args:
-        output: Its address, for the message.
-        document: Its `run.json`.
-
-    Raises:
-        OutputConflict: it holds embeddings.
-        SettingsError: its schema is newer.
-    """
-    if kind_of(document) != "masks":
-        raise OutputConflict(f"{storage.redact(output)} holds {kind_of(document)}; this needs masks.")
-    version = document["determinants"]["schema"]["masks"]
-    if version > SCHEMA_VERSION:
-        raise SettingsError(
-            f"{storage.redact(output)} has version {version} of the masks' schema, and this everymask reads up to "
-            f"version {SCHEMA_VERSION}. Update everymask."
         )
 
 

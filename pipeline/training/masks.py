@@ -34,7 +34,8 @@ class MasksSource:
 
         Raises:
             OutputConflict: there is no run.
-            TrainingDataError: it is not of masks, of a newer schema, or no shard is finished.
+            SettingsError: it has a newer schema than this version reads.
+            TrainingDataError: no shard is finished.
             StorageError: it cannot be read.
         """
         self._stored = stored_masks(output)
