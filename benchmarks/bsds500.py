@@ -3,8 +3,8 @@
     python benchmarks/bsds500.py --bsds BSDS500 [--images 300] [--output FILE.md] [--keep FOLDER]
 
 Puts train's and val's photographs into a bucket and makes masks of them with the weights that come along; then
-verifies, curates, exports, reports, and measures against the human segments of val. Two tables: each command with
-its exit code and time, and what each curation leaves and recalls.
+verifies, curates, exports, reports, and measures against the human segments of val. Three tables: each command
+with its exit code and time, what each curation leaves and recalls, and the recall of the input by size.
 """
 
 import argparse
@@ -107,6 +107,7 @@ def measure(course: Course) -> str:
     shards = ["--images-per-shard", 25]
     course.run("generate_masks", "--images", f"{bucket}/photos", "--output", f"{bucket}/masks", *model, *shards)
     rows = [["dataset", "flags", "seconds", "masks", "removed", "AR@10", "AR@100", "AR@1000", "best IoU"]]
+    by_size: list[list[str]] = []
     made = course.document("masks/summary.json")["masks"]
     for name, flags in CURATIONS.items():
         seconds = 0.0
@@ -120,12 +121,15 @@ def measure(course: Course) -> str:
         course.run("evaluate_masks", "--input", f"{bucket}/{name}", "--truth", course.truth, "--output", evaluated)
         [found] = json.loads(evaluated.read_text())["tables"]
         of_all = dict(zip(found["columns"], next(row for row in found["rows"] if row[0] == "all"), strict=True))
+        if not by_size:
+            by_size = [list(found["columns"]), *([_digits(value) for value in row] for row in found["rows"])]
         recalls = [f"{of_all[column]:.3f}" for column in ("AR@10", "AR@100", "AR@1000", "best IoU")]
         shown = [f"`{shlex.join(flags)}`", f"{seconds:.1f}"] if flags else ["", ""]
         rows.append([name, *shown, str(masks), f"{1 - masks / made:.1%}", *recalls])
     for form in FORMATS:
         course.run("export_masks", "--input", f"{bucket}/masks", "--output", f"{bucket}/{form}", "--format", form)
-    course.run("report", "--input", f"{bucket}/masks", "--output", course.folder / "report")
+    for name in ("masks", "tree"):
+        course.run("report", "--input", f"{bucket}/{name}", "--output", course.folder / f"report-{name}")
     tuned = ["--sample", 4, "--points-per-side", 8, "--points-per-side", 16, "--model", "demo"]
     course.run("tune", "--images", f"{bucket}/photos", "--output", course.folder / "tune", *tuned)
     summary = course.document("masks/summary.json")
@@ -133,8 +137,13 @@ def measure(course: Course) -> str:
     return (
         f"{origin(torch.device('cpu'))}* {counts}\n\n## The commands\n\n"
         f"{table([['command', 'exit code', 'seconds'], *course.taken])}\n## What curation leaves\n\n"
-        f"Recall is of the segments of val's photographs among them.\n\n{table(rows)}"
+        f"Recall is of the segments of val's photographs among them.\n\n{table(rows)}\n"
+        f"## What the input recalls, by size\n\n{table(by_size)}"
     )
+
+
+def _digits(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 if __name__ == "__main__":
