@@ -39,7 +39,7 @@ def evaluate_masks(
     Args:
         input: What the command that made the dataset was given as --output.
         truth: COCO's JSON, a folder or tar of SA-1B, a folder of BSDS500's .mat files, or another masks dataset,
-            whose masks are then taken for the truth. Matched by the names of the images' files, datasets by URI.
+            whose masks are then taken for the truth. Matched by the images' files' paths, datasets by URI.
         limit: Look at so many images of the dataset at most.
         output: Also write the tables there: .md as printed, .json with all digits.
     """

@@ -5,7 +5,7 @@ generator, so they have the fields of ours. Area and box are counted anew from e
 such files with other conventions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -21,6 +21,8 @@ from pipeline.sources.refs import suffix_of
 from pipeline.storage import FileInfo
 from schemas.masks import Status
 
+ACCOUNT: Final = "export.json"
+"""What `jobs.export_masks` writes beside the files of annotations, and is none."""
 _TARS_KEPT: Final = 2
 _MOST: Final = 2**31 - 1  # of a column, and of an image's pixels in pycocotools
 
@@ -115,26 +117,20 @@ def fetch_annotations(ref: ImageRef) -> bytes:
         raise ImageError(Status.FETCH_FAILED, str(error)) from error
 
 
-def find_annotations(uri: str) -> dict[str, Callable[[], bytes]]:
-    """What reads each file of annotations below an address, in a folder or in tars, by name without `.json`.
+def find_annotations(uri: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The address of each file of annotations below another, in a folder or in tars, and what reads it.
 
     Raises:
         StorageError: the address cannot be listed, or a tar is damaged.
     """
-    found: dict[str, Callable[[], bytes]] = {}
     for file in storage.list_files(uri):
         if suffix_of(file.uri) == ".json":
-            found[stem_of(file.uri)] = partial(storage.read_bytes, file.uri)
+            if file.uri.rpartition("/")[2] != ACCOUNT:
+                yield file.uri, partial(storage.read_bytes, file.uri)
         elif suffix_of(file.uri) == ".tar":
-            found |= {stem_of(name): reader for name, reader in _of_tar(file.uri).items()}
-    return found
-
-
-def stem_of(uri: str) -> str:
-    """The name of a file or of a tar's member, without folders and suffix."""
-    member = uri.removeprefix("tar://").partition("::")[0] if uri.startswith("tar://") else uri
-    name = member.rpartition("/")[2]
-    return name.rpartition(".")[0] or name
+            for member, reader in _of_tar(file.uri).items():
+                if member.rpartition("/")[2] != ACCOUNT:
+                    yield f"tar://{member}::{file.uri}", reader
 
 
 @lru_cache(_TARS_KEPT)

@@ -255,6 +255,23 @@ def test_a_truth_that_is_none_is_refused(tmp_path: Path, dataset: Path, text: st
     assert words in finished.stderr
 
 
+def test_a_truth_of_lvis_is_named_by_its_addresses(
+    tmp_path: Path, truth: dict[str, list[Mask]], dataset: Path
+) -> None:
+    document = coco_json(truth)
+    (tmp_path / "coco.json").write_text(json.dumps(document))
+    for image in document["images"]:
+        image["coco_url"] = "http://images.cocodataset.org/" + image.pop("file_name").replace("val", "val2017")
+    (tmp_path / "lvis.json").write_text(json.dumps(document))
+    coco_table, lvis_table = (
+        tables(tmp_path / "t.json", "--input", dataset, "--truth", tmp_path / f"{name}.json")
+        for name in ("coco", "lvis")
+    )
+    assert lvis_table == coco_table
+    [table] = lvis_table.values()
+    assert table[0]["segments"] == 3 * 11
+
+
 def test_damaged_annotations_are_named(tmp_path: Path, truth: dict[str, list[Mask]], dataset: Path) -> None:
     document = coco_json(truth)
     document["annotations"][0]["segmentation"] = {"size": [3, 4], "counts": "0"}
@@ -266,10 +283,10 @@ def test_damaged_annotations_are_named(tmp_path: Path, truth: dict[str, list[Mas
     document["annotations"][0]["segmentation"] = {"size": list(SIZE), "counts": "0"}
     (tmp_path / "short.json").write_text(json.dumps(document))
     for path, words in (
-        ("instances.json", "sa_0: an annotation is damaged: ValueError('RLE of [3, 4]"),
-        ("short.json", "sa_0: an annotation is damaged: ValueError('RLE whose runs do not fill its image')"),
+        ("instances.json", "sa_0.jpg: an annotation is damaged: ValueError('RLE of [3, 4]"),
+        ("short.json", "sa_0.jpg: an annotation is damaged: ValueError('RLE whose runs do not fill its image')"),
         ("mat", "sa_0.mat is no segmentation of BSDS500"),
-        ("sa", "sa_0: its JSON is damaged"),
+        ("sa", "sa_0.json: its JSON is damaged"),
     ):
         finished = call("jobs.evaluate_masks", "--input", dataset, "--truth", tmp_path / path)
         assert finished.returncode == 3, finished.stderr

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import yaml
 from curated_masks import SIZE, curated, make, masks_run, pixels, record
 from known_masks import blobs, box
 from PIL import Image
@@ -19,8 +20,9 @@ from torchvision.datasets import CocoDetection
 from pipeline import rle
 from pipeline.curation.config import StepsConfig
 from pipeline.curation.flatten import flattened
+from pipeline.export import panoptic
 from pipeline.export.config import Format
-from pipeline.export.dataset import file_name
+from pipeline.export.dataset import file_name, own_name
 from pipeline.export.labels import labels_of
 from pipeline.export.yolo import iou_of, polygon_of
 from pipeline.storage import canonical_uri, read_bytes
@@ -98,7 +100,7 @@ def test_sa1b_has_its_keys_and_the_same_masks(folder: Path) -> None:
     assert exported(folder, "sa1b")["masks"] == 13
     numbers = []
     for row in with_masks(folder):
-        document = json.loads((folder / f"sa1b/sa_{row['image_id']}.json").read_text())
+        document = json.loads((folder / f"sa1b/{row['image_id']:04d}.json").read_text())
         assert document["image"] == {
             "image_id": row["image_id"],
             "width": WIDTH,
@@ -111,7 +113,7 @@ def test_sa1b_has_its_keys_and_the_same_masks(folder: Path) -> None:
                 mask["stability_score"] = None
             assert annotation == mask
     assert numbers == list(range(1, 14))
-    assert not (folder / "sa1b/sa_2.json").exists()
+    assert not (folder / "sa1b/0002.json").exists()
 
 
 @pytest.mark.parametrize("priority", ["smallest", "best"])
@@ -163,6 +165,22 @@ def test_an_image_of_more_masks_than_sixteen_bits_is_left_out_by_name(tmp_path: 
     assert not (tmp_path / "png/000000000000.png").exists()
 
 
+def test_an_image_of_more_masks_than_panoptic_colours_is_left_out_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panoptic, "_MOST", 2)
+    squares = [record(box(SIZE, 0, 10 * i, 9, 10 * i + 9)) for i in range(3)]
+    masks_run(tmp_path, [squares, squares[:2]])
+    document = exported(tmp_path, "panoptic")
+    assert (document["images"], document["masks"]) == (1, 2)
+    assert document["left_out"] == {"image of more than 2 masks": 1}
+    assert document["named"] == ["image 0: image of more than 2 masks"]
+    assert [path.name for path in (tmp_path / "panoptic/panoptic").iterdir()] == ["000000000001.png"]
+    written = json.loads((tmp_path / "panoptic/panoptic.json").read_text())
+    assert [image["id"] for image in written["images"]] == [1]
+    assert [one["image_id"] for one in written["annotations"]] == [1]
+
+
 def read_yolo(line: str) -> np.ndarray[Any, Any]:
     """A polygon's pixels, as Ultralytics' `polygon2mask` fills them."""
     values = np.array(line.split()[1:], float).reshape(-1, 2) * [WIDTH, HEIGHT]
@@ -206,6 +224,12 @@ def test_a_polygon_is_the_mask_where_it_has_neither_holes_nor_pieces() -> None:
     assert iou_of(record(ring), polygon_of(record(ring), 0)) == 91 / 100
 
 
+def test_data_yaml_is_what_ultralytics_asks_for(folder: Path) -> None:
+    exported(folder, "yolo-seg")
+    data = yaml.safe_load((folder / "yolo-seg/data.yaml").read_text())
+    assert data == {"train": "images", "val": "images", "names": {0: "object"}}
+
+
 def test_two_images_of_one_label_file_are_named(tmp_path: Path) -> None:
     square = [record(box(SIZE, 0, 0, 9, 9))]
     masks_run(tmp_path, [square, [], square], names=["a.jpg", "a.jpg.jpg", "a.png"])
@@ -245,3 +269,19 @@ def test_an_export_goes_to_object_storage(folder: Path, bucket: str) -> None:
 )
 def test_an_image_is_named_as_it_lies_in_the_input(images: str, uri: str, name: str) -> None:
     assert file_name(uri, images) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a/1.jpg", "a/1.json"),
+        ("./a.b.jpg", "a.b.json"),
+        ("../../1.jpg", "1.json"),
+        ("s3://b/a/1.jpg", "b/a/1.json"),
+        ("file:///data/1.jpg", "data/1.json"),
+        ("parquet://3::s3://b/x.parquet", "b/x.parquet/3.json"),
+        ("https://host/1.jpg?signature=***", "7.json"),
+    ],
+)
+def test_a_file_is_named_as_its_image(name: str, expected: str) -> None:
+    assert own_name(name, 7, ".json") == expected

@@ -11,11 +11,13 @@ import scipy.io
 from pycocotools import mask as coco
 
 from pipeline import rle, sa1b, storage
+from pipeline.documents import read_document
 from pipeline.errors import ImageError, TrainingDataError
+from pipeline.evaluation.matching import Named, matched
 from pipeline.evaluation.pictures import SMALLEST_SEGMENT
+from pipeline.export.dataset import file_name
 from pipeline.reading.stored import ShardReader, StoredMasks, stored_masks
 from pipeline.rle import Rle
-from pipeline.sa1b import stem_of
 from pipeline.sources.refs import suffix_of
 from pipeline.training import bsds
 from schemas.masks import PROCESSED
@@ -43,16 +45,13 @@ class Marked:
 
 @dataclass(frozen=True)
 class Truth:
-    """Images whose segments are known. They are read when they are asked for."""
+    """What is known of a dataset's images. It is read when it is asked for."""
 
     kind: str
     images: Mapping[str, Callable[[], Marked]]
-    """By the image's URI, or by its file's name without suffix."""
-    by_uri: bool
-
-    def key_of(self, uri: str) -> str:
-        """Under what key the image of a URI would stand."""
-        return uri if self.by_uri else stem_of(uri)
+    """By the URIs of the dataset's images."""
+    total: int
+    """Images that something is known of, the dataset's and others."""
 
 
 def open_truth(uri: str, measured: StoredMasks, uris: Iterable[str]) -> Truth:
@@ -62,52 +61,69 @@ def open_truth(uri: str, measured: StoredMasks, uris: Iterable[str]) -> Truth:
         uri: COCO's JSON, a folder or tar of SA-1B, a folder of BSDS500's `.mat` files, or a masks dataset.
         measured: What is measured against it, which may not be the same dataset.
         uris: Of the images that are measured. Those of a masks dataset are matched by URI, if one is in both, all
-            others by their files' names.
+            others by their files' paths, as `matching.matched` says.
 
     Raises:
         StorageError: the address cannot be read.
-        TrainingDataError: there is no truth, or it is damaged.
+        TrainingDataError: there is no truth, it is damaged, or paths do not tell which image is which.
         OutputConflict: `run.json` of a dataset is damaged.
     """
     uri = storage.canonical_uri(uri)
     if storage.exists(f"{uri}/run.json"):
         if uri == measured.output:
             raise TrainingDataError(f"{storage.redact(uri)} is what is to be measured; give another as --truth.")
-        return _of_dataset(stored_masks(uri), set(uris))
+        return _of_dataset(stored_masks(uri), measured, set(uris))
+    kind, readers = _listed(uri)
+    named = [(Named(address, file_name(address, uri)), read) for address, read in readers]
+    return Truth(kind, _matched(uri, named, measured, uris), len(named))
+
+
+def _listed(uri: str) -> tuple[str, list[tuple[str, Callable[[], Marked]]]]:
+    """What kind of truth an address holds, and the images' addresses there with what reads each."""
     files = list(storage.list_files(uri))
     if len(files) == 1 and files[0].uri == uri and suffix_of(uri) == ".json":
-        return Truth("COCO JSON", _of_coco(uri), by_uri=False)
-    mats = {stem_of(file.uri): partial(_of_mat, file.uri) for file in files if suffix_of(file.uri) == ".mat"}
-    if mats:
-        return Truth("BSDS500", mats, by_uri=False)
-    annotations = sa1b.find_annotations(uri)
+        return "COCO JSON", _of_coco(uri)
+    if mats := [file.uri for file in files if suffix_of(file.uri) == ".mat"]:
+        return "BSDS500", [(mat, partial(_of_mat, mat)) for mat in mats]
+    annotations = [(address, partial(_of_sa1b, address, read)) for address, read in sa1b.find_annotations(uri)]
     if not annotations:
         raise TrainingDataError(f"{storage.redact(uri)} holds no truth: it must be {_WHAT_IS_TRUTH}.")
-    return Truth(
-        "SA-1B", {name: partial(_of_sa1b, name, read) for name, read in annotations.items()}, by_uri=False
-    )
+    return "SA-1B", [*annotations]
+
+
+def _matched(
+    uri: str, truths: list[tuple[Named, Callable[[], Marked]]], measured: StoredMasks, uris: Iterable[str]
+) -> dict[str, Callable[[], Marked]]:
+    root = _images_of(measured)
+    images = (Named(image, file_name(image, root)) for image in uris)
+    readers = {named.address: read for named, read in truths}
+    pairs = matched(images, [named for named, _ in truths], storage.redact(uri))
+    return {image: readers[truth] for image, truth in pairs.items()}
+
+
+def _images_of(stored: StoredMasks) -> str:
+    """What a dataset's run was given as --images."""
+    return str(read_document(stored.output)["determinants"]["images"])
 
 
 # COCO
 
 
-def _of_coco(uri: str) -> dict[str, Callable[[], Marked]]:
+def _of_coco(uri: str) -> list[tuple[str, Callable[[], Marked]]]:
     try:
         document = json.loads(storage.read_bytes(uri))
         images: dict[int, dict[str, Any]] = {image["id"]: image for image in document["images"]}
-        names = {number: stem_of(image.get("file_name") or image["coco_url"]) for number, image in images.items()}
+        names = {number: str(image.get("file_name") or image["coco_url"]) for number, image in images.items()}
         annotations: dict[int, list[dict[str, Any]]] = {number: [] for number in images}
         for annotation in document["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
         sizes = {number: (int(image["height"]), int(image["width"])) for number, image in images.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise TrainingDataError(f"{storage.redact(uri)} is not COCO's JSON of instances: {error!r}") from error
-    if len(set(names.values())) < len(names):
-        raise TrainingDataError(f"{storage.redact(uri)} names two images alike; they are told apart by name.")
-    return {
-        name: partial(_of_coco_image, f"{storage.redact(uri)}, {name}", sizes[number], annotations[number])
+    return [
+        (name, partial(_of_coco_image, f"{storage.redact(uri)}, {name}", sizes[number], annotations[number]))
         for number, name in names.items()
-    }
+    ]
 
 
 def _of_coco_image(name: str, size: tuple[int, int], annotations: list[dict[str, Any]]) -> Marked:
@@ -143,11 +159,11 @@ def _as_text(counts: str | bytes) -> str:
 # SA-1B, BSDS500, another dataset
 
 
-def _of_sa1b(name: str, read: Callable[[], bytes]) -> Marked:
+def _of_sa1b(address: str, read: Callable[[], bytes]) -> Marked:
     try:
         annotated = sa1b.parse(read())
     except ImageError as error:
-        raise TrainingDataError(f"{name}: {error}") from error
+        raise TrainingDataError(f"{storage.redact(address)}: {error}") from error
     return Marked((annotated.height, annotated.width), (_segments(annotated.masks),))
 
 
@@ -170,24 +186,19 @@ def _segment(encoded: Rle) -> Segment:
     return Segment(encoded, rle.area(encoded))
 
 
-def _of_dataset(stored: StoredMasks, uris: set[str]) -> Truth:
+def _of_dataset(stored: StoredMasks, measured: StoredMasks, uris: set[str]) -> Truth:
     reader = ShardReader(stored)
-    places = {
-        row.ref.uri: (shard, place)
+    readers: dict[str, Callable[[], Marked]] = {
+        row.ref.uri: partial(_of_row, reader, shard, place)
         for shard in stored.shards
         for place, row in enumerate(reader.shard(shard).listed)
     }
-    by_uri = not uris.isdisjoint(places)
-    images = {
-        uri if by_uri else stem_of(uri): partial(_of_row, reader, shard, place)
-        for uri, (shard, place) in places.items()
-    }
-    if len(images) < len(places):
-        raise TrainingDataError(
-            f"{storage.redact(stored.output)} has no image at an address of the measured dataset, and names two "
-            "images alike, so that they cannot be told apart by name."
-        )
-    return Truth("masks dataset", images, by_uri)
+    images = {uri: read for uri, read in readers.items() if uri in uris}
+    if not images:
+        root = _images_of(stored)
+        named = [(Named(uri, file_name(uri, root)), read) for uri, read in readers.items()]
+        images = _matched(stored.output, named, measured, uris)
+    return Truth("masks dataset", images, len(readers))
 
 
 def _of_row(reader: ShardReader, shard: int, place: int) -> Marked:

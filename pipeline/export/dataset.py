@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pipeline import documents, storage
 from pipeline.contents import Row
 from pipeline.shard import read_rows
+from pipeline.sources.refs import path_of
 from schemas.masks import PROCESSED
 
 CATEGORY: Final = "object"
@@ -116,6 +118,47 @@ def file_name(uri: str, images: str) -> str:
     if folder != images:
         folder = folder.rpartition("/")[0]
     return uri.removeprefix(f"{folder}/") if uri.startswith(f"{folder}/") else storage.redact(uri)
+
+
+class Named(NamedTuple):
+    """A row and the file that an export makes of it."""
+
+    name: str
+    taken: bool
+    """Whether another image has a file of this name, as of `a.png` beside `a.jpg`."""
+    row: Row
+
+
+def named_rows(dataset: Dataset, account: Account, suffix: str, reserved: Iterable[str] = ()) -> Iterator[Named]:
+    """Each row that was processed, with its file named as the image is.
+
+    Names stay in memory, about 100 bytes each.
+
+    Args:
+        dataset: The run.
+        account: Counts images that failed.
+        suffix: Takes the place of the image's own.
+        reserved: Names that no image's file may have.
+    """
+    names = set(reserved)
+    for row in dataset.rows(account):
+        name = own_name(dataset.file_name(row["uri"]), row["image_id"], suffix)
+        yield Named(name, name in names, row)
+        names.add(name)
+
+
+def own_name(file_name: str, image_id: int, suffix: str) -> str:
+    """An image's name with another suffix; its number where it has none that a file may have.
+
+    Args:
+        file_name: As `file_name` says it. Of a whole address the protocol is left out.
+        image_id: Takes the place of an address with a query.
+        suffix: The new one, with its dot.
+    """
+    parts = [part for part in path_of(file_name).split("/") if part not in {"", ".", ".."}]
+    if not parts or ("://" in file_name and "?" in file_name):
+        return f"{image_id}{suffix}"
+    return str(PurePosixPath(*parts).with_suffix(suffix))
 
 
 def export_each(

@@ -5,21 +5,28 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from pipeline import storage
-from pipeline.contents import Row
-from pipeline.export.dataset import Account, Dataset, Exported, export_each, number_or_none
+from pipeline.export.dataset import Account, Dataset, Exported, Named, export_each, named_rows, number_or_none
+from pipeline.sa1b import ACCOUNT
 
 _THREADS: Final = 8
 
 
 def export_sa1b(dataset: Dataset, output: str, account: Account) -> None:
-    """Write `sa_IMAGEID.json` for each image; annotations are numbered from 1 through all images.
+    """Write `NAME.json` for each image; annotations are numbered from 1 through all images.
+
+    NAME is the image's own below the input, without its suffix, by which `jobs.import_sa1b` and
+    `jobs.evaluate_masks` find it. Left out are images whose file another one has, and
+    one whose file would be `export.json`.
 
     Raises:
         StorageError: the dataset cannot be read, or a file not be written.
     """
 
-    def export(item: tuple[int, Row]) -> Exported:
-        before, row = item
+    def export(item: tuple[int, Named]) -> Exported:
+        before, (name, taken, row) = item
+        if taken:
+            what = f"image {row['image_id']}, {name}"
+            return Exported(False, 0, [("image whose file's name is taken", what)])
         document = {
             "image": {
                 "image_id": row["image_id"],
@@ -30,19 +37,21 @@ def export_sa1b(dataset: Dataset, output: str, account: Account) -> None:
             "annotations": [_annotation(mask, before + place) for place, mask in enumerate(row["masks"], 1)],
         }
         text = json.dumps(document, allow_nan=False)
-        storage.write_atomic(f"{output}/sa_{row['image_id']}.json", text.encode())
+        storage.write_atomic(f"{output}/{name}", text.encode())
         return Exported(True, len(row["masks"]), [])
 
-    for _ in export_each(_numbered(dataset.rows(account)), export, account, threads=_THREADS):
+    for _ in export_each(
+        _numbered(named_rows(dataset, account, ".json", [ACCOUNT])), export, account, threads=_THREADS
+    ):
         pass
 
 
-def _numbered(rows: Iterator[Row]) -> Iterator[tuple[int, Row]]:
-    """Each row with the number of masks in those before it."""
+def _numbered(items: Iterator[Named]) -> Iterator[tuple[int, Named]]:
+    """Each row with the number of masks that are written before it."""
     before = 0
-    for row in rows:
-        yield before, row
-        before += len(row["masks"])
+    for item in items:
+        yield before, item
+        before += 0 if item.taken else len(item.row["masks"])
 
 
 def _annotation(mask: dict[str, Any], number: int) -> dict[str, Any]:

@@ -4,8 +4,6 @@ A polygon has no holes and no second piece, so it is often not the mask itself: 
 """
 
 import tempfile
-from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Final
 
 import cv2
@@ -13,22 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.contents import Row
 from pipeline.curation.arithmetic import in_box
 from pipeline.curation.filters import Record
-from pipeline.export.dataset import CATEGORY, Account, Dataset, Exported, export_each
+from pipeline.export.dataset import CATEGORY, Account, Dataset, Exported, Named, export_each, named_rows
 
 _THREADS: Final = 4
 _IN_MEMORY_BYTES: Final = 2**26
 _LOW: Final = 0.9
+# Without `path`, which Ultralytics takes from the folder it is started in, all is below the file's own folder.
+_DATA: Final = f"train: images\nval: images\nnames:\n  0: {CATEGORY}\n"
 
 
 def export_yolo(dataset: Dataset, output: str, account: Account, tolerance: float) -> dict[str, float]:
     """Write `labels/NAME.txt` for each image, `data.yaml` with the one class, and `iou.csv`.
 
-    NAME is the image's own below the input, without its suffix, or its image_id where it has none. `iou.csv` has
-    the IoU of each mask with its polygon as readers fill it, 0 where there is none. Left out are masks whose
-    polygon has no area, and images whose label file another one has. Names stay in memory, about 100 bytes each.
+    NAME is the image's own below the input, without its suffix. `iou.csv` has the IoU of each mask with its
+    polygon as readers fill it, 0 where there is none. Left out are masks whose polygon has no area, and images
+    whose label file another one has.
 
     Returns:
         The IoU's mean and least, and how many masks have less than 0.9.
@@ -37,7 +36,7 @@ def export_yolo(dataset: Dataset, output: str, account: Account, tolerance: floa
         StorageError: the dataset cannot be read, or a file not be written.
     """
 
-    def export(item: tuple[str, bool, Row]) -> Exported:
+    def export(item: Named) -> Exported:
         name, taken, row = item
         if taken:
             what = f"image {row['image_id']}, {name}"
@@ -59,13 +58,13 @@ def export_yolo(dataset: Dataset, output: str, account: Account, tolerance: floa
     count, total, least, low = 0, 0.0, 1.0, 0
     with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, "w+b") as file:
         file.write(b"image_id,mask,iou\n")
-        for exported in export_each(_named(dataset, account), export, account, threads=_THREADS):
+        for exported in export_each(named_rows(dataset, account, ".txt"), export, account, threads=_THREADS):
             file.write(exported.text.encode())
             count, total = count + len(exported.ious), total + sum(exported.ious)
             least = min((least, *exported.ious))
             low += sum(iou < _LOW for iou in exported.ious)
         storage.write_atomic(f"{output}/iou.csv", file)
-    storage.write_atomic(f"{output}/data.yaml", f"names:\n  0: {CATEGORY}\n".encode())
+    storage.write_atomic(f"{output}/data.yaml", _DATA.encode())
     return {"mean_iou": total / count if count else 1.0, "least_iou": least, "below_0.9": low}
 
 
@@ -107,18 +106,3 @@ def iou_of(mask: Record, polygon_n2: NDArray[np.int64]) -> float:
     both = int(np.count_nonzero(filled_HW[pixels_HW]))
     either = int(np.count_nonzero(filled_HW | pixels_HW))
     return both / either
-
-
-def _named(dataset: Dataset, account: Account) -> Iterator[tuple[str, bool, Row]]:
-    """Each row with the name of its label file, and whether another one has it, as of `a.png` beside `a.jpg`."""
-    names: set[str] = set()
-    for row in dataset.rows(account):
-        name = _label_name(dataset.file_name(row["uri"]), row["image_id"])
-        yield name, name in names, row
-        names.add(name)
-
-
-def _label_name(file_name: str, image_id: int) -> str:
-    if "://" in file_name:
-        return f"{image_id}.txt"
-    return str(PurePosixPath(file_name).with_suffix(".txt"))

@@ -23,6 +23,15 @@ def suffix_of(uri: str) -> str:
     return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
+def path_of(uri: str) -> str:
+    """Folders and name without the protocol; a tar's member or a Parquet file's row stands below its file."""
+    kind, separator, rest = uri.partition("://")
+    if kind in {"tar", "parquet"} and "::" in rest:
+        inner, _, container = rest.partition("::")
+        return f"{path_of(container)}/{inner}"
+    return rest if separator else uri
+
+
 def label_of(uri: str) -> str:
     """How `skipped` names a file: by its suffix, a dot-file by its name."""
     name = uri.rpartition("/")[2]
