@@ -1,6 +1,8 @@
 """`jobs.evaluate_masks`: against COCO's own evaluation, SA-1B, BSDS500, another dataset; and without a truth."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -306,3 +308,19 @@ def test_what_cannot_be_measured_is_said_first(tmp_path: Path, dataset: Path) ->
         finished = call("jobs.evaluate_masks", *flags)
         assert finished.returncode == code, finished.stderr
         assert words in finished.stderr
+
+
+def test_only_bsds_needs_the_extra_train(tmp_path: Path, dataset: Path, truth: dict[str, list[Mask]]) -> None:
+    (tmp_path / "instances.json").write_text(json.dumps(coco_json(truth)))
+    (tmp_path / "mat").mkdir()
+    (tmp_path / "mat" / "sa_0.mat").write_bytes(b"nothing")
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['scipy', 'skimage', 'huggingface_hub']))\n"
+        "from jobs.evaluate_masks import evaluate_masks, run_command\n"
+        "run_command(evaluate_masks, 'jobs.evaluate_masks')"
+    )
+    for flags, expected in (((), 0), (("--truth", "instances.json"), 0), (("--truth", "mat"), 3)):
+        words = [sys.executable, "-c", code, "--input", str(dataset), *flags]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == expected, done.stderr
+        assert ("need the extra train" in done.stderr) == (expected == 3)

@@ -7,7 +7,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.segmentation import felzenszwalb
 
 from pipeline import rle
 from pipeline.evaluation.prompting import Answers
@@ -28,6 +27,8 @@ Partitions = dict[int, NDArray[np.int64]]
 
 def partitions(rgb_HW3: NDArray[np.uint8]) -> Partitions:
     """The picture divided at each scale: label maps H x W."""
+    from skimage.segmentation import felzenszwalb  # noqa: PLC0415 (comes with an extra)
+
     return {scale: felzenszwalb(rgb_HW3, scale, _SIGMA, _MIN_SIZE) for scale in SCALES}
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-import scipy.io
 from pycocotools import mask as coco
 
 from pipeline import rle, sa1b, storage
@@ -177,8 +176,7 @@ def _of_mat(uri: str) -> Marked:
         people = [bsds.segments(label_map_HW, SMALLEST_SEGMENT) for label_map_HW in label_maps]
         encoded = [tuple(_segment(rle.encode(mask_HW)) for mask_HW in masks_NHW) for masks_NHW in people]
         return Marked((label_maps[0].shape[0], label_maps[0].shape[1]), tuple(encoded))
-    # NotImplementedError is scipy's for files of MATLAB 7.3, which it does not read.
-    except (ValueError, LookupError, TypeError, NotImplementedError, scipy.io.matlab.MatReadError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise TrainingDataError(f"{storage.redact(uri)} is no segmentation of BSDS500: {error!r}") from error
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -48,8 +47,22 @@ def read_photograph(path: Path) -> Photograph:
 
 
 def label_maps(annotations: Path | IO[bytes]) -> tuple[NDArray[np.uint16], ...]:
-    """What is in one file of groundTruth/: a label map H x W a person."""
-    people = scipy.io.loadmat(annotations)["groundTruth"][0]
+    """What is in one file of groundTruth/: a label map H x W a person.
+
+    Raises:
+        TrainingDataError: there is no scipy to read it with.
+        ValueError, LookupError, TypeError: it is no such file.
+    """
+    try:
+        import scipy.io  # noqa: PLC0415 (comes with an extra, which measuring against other truths does not need)
+    except ModuleNotFoundError as error:
+        raise TrainingDataError(
+            "BSDS500's .mat files need the extra train: pip install 'everymask[train]'"
+        ) from error
+    try:
+        people = scipy.io.loadmat(annotations)["groundTruth"][0]
+    except (NotImplementedError, scipy.io.matlab.MatReadError) as error:  # of MATLAB 7.3, and damaged ones
+        raise ValueError(str(error)) from error
     return tuple(person["Segmentation"][0, 0] for person in people)
 
 
