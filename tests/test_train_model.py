@@ -181,6 +181,9 @@ def test_bad_settings_end_before_training(tmp_path: Path) -> None:
     for flag in ("--stages=60:1:1", "--stages=64:1", f"--seed={HELD_OUT_SEED}"):
         refused = call("jobs.train_model", f"--output={tmp_path}/x", "--steps=1", "--scenes=1", flag)
         assert refused.returncode == 2, refused.stderr
+    endless = call("jobs.train_model", f"--output={tmp_path}/x", "--scenes=1")
+    assert endless.returncode == 2
+    assert "give steps or minutes" in endless.stderr
     nothing = call("jobs.train_model", f"--output={tmp_path}/x", "--steps=1")
     assert nothing.returncode == 2
     assert "nothing to train on" in nothing.stderr

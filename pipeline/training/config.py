@@ -163,7 +163,7 @@ class TrainConfig(BaseModel):
     """Between two checkpoints."""
     overwrite: bool = False
     """Start anew where a checkpoint stands."""
-    optimizer: Annotated[OptimizerConfig, Parameter(name="*")]
+    optimizer: Annotated[OptimizerConfig, Parameter(name="*")] = OptimizerConfig.model_construct()
 
     @property
     def parts(self) -> tuple[Stage, ...]:
@@ -177,6 +177,12 @@ class TrainConfig(BaseModel):
         if ends != sorted(set(ends)) or not ends or ends[-1] != 1:
             raise ValueError("stages must end one after the other, the last at 1")
         return stages
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.optimizer.steps is None and self.optimizer.minutes is None:  # no flag of the optimizer was given
+            raise ValueError("give steps or minutes")
+        return self
 
     @field_validator("seed")
     @classmethod
