@@ -100,7 +100,9 @@ def test_a_dataset_in_a_bucket_is_read_with_its_images(
         model=ModelConfig(checkpoint=str(tiny_checkpoint)),
     )
     make_dataset(config, tiny_checkpoint)
-    assert open_masks(f"{bucket}/out").to_table()["image_id"].to_pylist() == [0, 1, 2]
+    masks = open_masks(f"{bucket}/out")
+    for dataset in (masks, pickle.loads(pickle.dumps(masks))):
+        assert dataset.to_table()["image_id"].to_pylist() == [0, 1, 2]
     samples = list(MaskSamples(f"{bucket}/out", with_empty=True))
     assert [sample.image_3HW is not None for sample in samples] == [True] * 3
 

@@ -61,6 +61,11 @@ def test_pytorch(dataset: Path) -> None:
     assert (names["boxes"].shape, names["scores"].shape) == ((3, 4), (3,))
 
 
+def test_batches(dataset: Path) -> None:
+    batches = run("collate_fn")["batches"]
+    assert [[image.shape for image in batch] for batch in batches] == [[(3, 40, 60)] * 4, [(3, 40, 60)]]
+
+
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata with this PyTorch
 @pytest.mark.parametrize("word", ["StatefulDataLoader", "passed"])
 def test_going_on(dataset: Path, word: str) -> None:

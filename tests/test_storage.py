@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.fs
 import pytest
 
 from pipeline import storage
@@ -159,10 +160,18 @@ def test_threads_share_the_client(bucket: str) -> None:
 
 
 def test_arrows_filesystem_reads_and_refuses_the_rest(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    filesystem = storage.arrow_filesystem()
-    assert filesystem.open_input_file((tmp_path / "x").as_uri()).read() == b"abc"
+    uri = f"memory://{tmp_path}/x"
+    storage.write_atomic(uri, b"abc")
+    filesystem, path = storage.arrow_filesystem(uri)
+    assert filesystem.open_input_file(path).read() == b"abc"
     for refused in (filesystem.delete_file, filesystem.create_dir, filesystem.open_output_stream):
         with pytest.raises(io.UnsupportedOperation, match="opens files to read, and does nothing else"):
-            refused((tmp_path / "x").as_uri())
-    assert (tmp_path / "x").read_bytes() == b"abc"
+            refused(path)
+    assert storage.read_bytes(uri) == b"abc"
+
+
+def test_arrow_reads_local_disk_itself_whatever_a_name_has(tmp_path: Path) -> None:
+    (tmp_path / "a b%20?#é").write_bytes(b"abc")
+    filesystem, path = storage.arrow_filesystem(f"{tmp_path}/a b%20?#é")
+    assert isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    assert filesystem.open_input_file(path).read() == b"abc"

@@ -3,6 +3,7 @@
 import logging
 from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
@@ -38,6 +39,11 @@ class Sample(NamedTuple):
     """float32."""
     stability_N: torch.Tensor
     """float32; NaN where there is no score."""
+    parent_N: torch.Tensor | None
+    """int64, which of the N masks is each one's parent, -1 where it has none. None where the dataset is not
+    curated."""
+    depth_N: torch.Tensor | None
+    """int64, 0 for a root, -1 where no hierarchy was asked for. None where the dataset is not curated."""
     problem: str | None
     """Why the image cannot be read."""
     at: At
@@ -49,6 +55,8 @@ _NOWHERE: Final = At()
 
 class MaskTable(Dataset[Sample]):
     """A masks dataset by number, its rows held in memory as Arrow; images are read when they are asked for.
+
+    Worker processes that are forked share the rows; those of `spawn` and `forkserver` have a copy each.
 
     Its samples are the images with masks, by `image_id`. An image that is gone or has changed is counted and named
     in the log, and its sample comes without it, with a `problem`: a number cannot be skipped.
@@ -75,19 +83,24 @@ class MaskTable(Dataset[Sample]):
         self._form, self._images, self.skipped = masks, images, Skipped()
         wanted = [status.value for status in wanted_statuses(with_empty=with_empty)]
         table = open_masks(uri).to_table(filter=pc.field("status").isin(wanted))
-        self._table = table.sort_by("image_id").combine_chunks()
+        self._batches = table.to_batches()  # as read: one array cannot hold 2 GiB of text
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
+        self._order = np.argsort(table["image_id"].to_numpy(), kind="stable")
         shards = self._stored.shards if images else ()
         self._listed = {row.image_id: row for n in shards for row in manifest.read_shard(self._stored.output, n)}
 
     def __len__(self) -> int:
         """How many samples there are."""
-        return self._table.num_rows
+        return len(self._order)
 
     def __getitem__(self, index: int) -> Sample:
         """A sample; `IndexError` beyond the last."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        row: Row = self._table.slice(index, 1).to_pylist()[0]
+        at = int(self._order[index])
+        number = int(np.searchsorted(self._ends, at, side="right"))
+        batch = self._batches[number]
+        row: Row = batch.slice(at - int(self._ends[number]) + batch.num_rows, 1).to_pylist()[0]
         if not self._images:
             return sample_of(row, self._form)
         return sample_with_image(self._stored, row, self._listed[row["image_id"]], self._form, self.skipped)
@@ -109,7 +122,8 @@ def sample_with_image(stored: StoredMasks, row: Row, listed: ManifestRow, form: 
 
 
 def sample_of(row: Row, form: Form) -> Sample:
-    """A row of the masks table as tensors, without its image."""
+    """A row of the masks table, curated or not, as tensors, without its image."""
+    curated = "coverage" in row
     masks: list[Row] = row["masks"]
     rles: list[Rle] = [mask["segmentation"] for mask in masks]
     decoded = torch.from_numpy(rle.decode_all(rles, (row["height"], row["width"]))) if form == "bool" else rles
@@ -124,9 +138,15 @@ def sample_of(row: Row, form: Form) -> Sample:
         boxes_N4_xyxy=corners,
         predicted_iou_N=torch.tensor([mask["predicted_iou"] for mask in masks], dtype=torch.float32),
         stability_N=torch.tensor([mask["stability_score"] for mask in masks], dtype=torch.float32),
+        parent_N=_places(masks, "parent_id") if curated else None,
+        depth_N=_places(masks, "depth") if curated else None,
         problem=None,
         at=_NOWHERE,
     )
+
+
+def _places(masks: list[Row], name: str) -> torch.Tensor:
+    return torch.tensor([-1 if mask[name] is None else mask[name] for mask in masks], dtype=torch.int64)
 
 
 def warn_of_missing(stored: StoredMasks) -> None:

@@ -35,6 +35,10 @@ class Skipped:
         self._damaged: set[int] = set()
         self._failed: set[int] = set()
 
+    def __reduce__(self) -> tuple[type["Skipped"], tuple[()]]:
+        """Another process counts for itself."""
+        return Skipped, ()
+
     @property
     def images(self) -> int:
         """How many there are."""

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import manifest, sources, storage
+from pipeline.contents import schema_of
 from pipeline.documents import read_masks, shards_done
 from pipeline.errors import ImageError, TrainingDataError
 from pipeline.images import decode_image
 from pipeline.manifest import ManifestRow
 from pipeline.shard import shard_uri
-from schemas.masks import MASKS_SCHEMA, Status
+from schemas.masks import Status
 
 _SHARDS_KEPT: Final = 256  # footers and listings
 _ROW_GROUPS_KEPT: Final = 16
@@ -42,6 +43,8 @@ class StoredMasks:
     """Of an image's file, for `pipeline.sources.fetch`."""
     max_pixels: int
     """Of an image, for `pipeline.images.decode_image`."""
+    schema: pa.Schema
+    """Of the shards: `schemas.masks.MASKS_SCHEMA`, or `schemas.curated.CURATED_SCHEMA`."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,6 +89,7 @@ def stored_masks(uri: str) -> StoredMasks:
         shards=shards,
         max_bytes=determinants["reading"]["max_bytes"],
         max_pixels=determinants["reading"]["max_pixels"],
+        schema=schema_of("masks", determinants),
     )
 
 
@@ -93,17 +97,19 @@ def open_masks(uri: str) -> ds.Dataset:
     """A masks dataset for `pyarrow.dataset`, on any address that the commands take; and so for DuckDB and Polars.
 
     Nothing but `run.json` and the names of the shards is read before it is scanned. Columns and filters are pushed
-    down, and what may pass by itself is tried again, as everywhere in `pipeline.storage`.
+    down. Of local disk Arrow reads by itself; elsewhere what may pass by itself is tried again, as everywhere in
+    `pipeline.storage`. A curated dataset has `schemas.curated.CURATED_SCHEMA`.
 
     Raises:
         OutputConflict, SettingsError, TrainingDataError, StorageError: as `stored_masks`.
     """
     stored = stored_masks(uri)
+    filesystem, folder = storage.arrow_filesystem(stored.output)
     return ds.FileSystemDataset.from_paths(
-        [shard_uri(stored.output, "masks", shard) for shard in stored.shards],
-        schema=MASKS_SCHEMA,
+        [shard_uri(folder, "masks", shard) for shard in stored.shards],
+        schema=stored.schema,
         format=ds.ParquetFileFormat(),
-        filesystem=storage.arrow_filesystem(),
+        filesystem=filesystem,
     )
 
 

@@ -16,9 +16,9 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from typing import IO, Any, BinaryIO, Final, Protocol
+from functools import cache
+from typing import IO, BinaryIO, Final, Protocol
 
-import pyarrow as pa
 import pyarrow.fs
 from fsspec.utils import glob_translate
 
@@ -240,16 +240,22 @@ def open_input(uri: str, *, etag: str | None = None) -> BinaryIO:
     return io.BufferedReader(ranges, _READ_AHEAD_BYTES)
 
 
-def arrow_filesystem() -> pyarrow.fs.FileSystem:
-    """Arrow's readers on every address: its paths are canonical URIs. It opens files, and nothing else."""
-    return pyarrow.fs.PyFileSystem(ReadOnlyHandler(_open_for_arrow, stat))
+def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """A filesystem for Arrow's readers on any address, and the address as its path.
+
+    Local disk is read by Arrow alone. Elsewhere the filesystem opens files, with the attempts and errors of
+    `open_input`, and does nothing else.
+    """
+    uri = canonical_uri(uri)
+    if _store(uri) is local:
+        return pyarrow.fs.LocalFileSystem(), local.path_of(uri)
+    return _ranges_for_arrow(), uri
 
 
-def _open_for_arrow(uri: str) -> pa.NativeFile:
-    if _store(uri) is local:  # Arrow lets Python's files go without closing them
-        return attempt("read", uri, lambda: local.open_for_arrow(uri))
-    file: Any = open_input(uri)
-    return pa.PythonFile(file, mode="r")
+@cache
+def _ranges_for_arrow() -> pyarrow.fs.FileSystem:
+    # Held here: whoever lets the last reference go needs Python, and one of Arrow's threads must not at the end.
+    return pyarrow.fs.PyFileSystem(ReadOnlyHandler(open_input, stat))
 
 
 def write_atomic(uri: str, data: bytes | IO[bytes]) -> None:

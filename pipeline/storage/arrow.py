@@ -1,16 +1,35 @@
-"""Arrow's door to storage: `pyarrow.dataset` reads through it, with our attempts and errors."""
+"""Arrow's door to storage: `pyarrow.dataset` reads through it, with our attempts and errors.
 
+Arrow's threads let files go after a scan has returned. One that lets a file of Python's go while the interpreter
+ends aborts the process: "terminate called without an active exception" (as in apache/arrow#34314). So the end
+waits for them.
+"""
+
+import atexit
 import io
+import time
+import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn
 
 import pyarrow as pa
 import pyarrow.fs
 
 from pipeline.storage.files import FileInfo
 
-OpenInput = Callable[[str], pa.NativeFile]
+OpenInput = Callable[[str], BinaryIO]
 Stat = Callable[[str], FileInfo | None]
+
+_LAST_WAIT_S: Final = 1.0  # where a scan was broken off, its files stay open
+_open_files: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
+
+
+@atexit.register
+def _wait_for_arrow() -> None:
+    """Until all files are let go, or the time is over."""
+    deadline = time.monotonic() + _LAST_WAIT_S
+    while _open_files and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 class ReadOnlyHandler(pyarrow.fs.FileSystemHandler):
@@ -42,11 +61,13 @@ class ReadOnlyHandler(pyarrow.fs.FileSystemHandler):
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """A file to read ranges of."""
-        return self._open_input(path)
+        file: Any = self._open_input(path)
+        _open_files.add(file)
+        return pa.PythonFile(file, mode="r")
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         """The same."""
-        return self._open_input(path)
+        return self.open_input_file(path)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         """What Arrow's interface also has and no reader calls: listing and writing are `storage`'s."""

@@ -8,15 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
-import pyarrow as pa
-
 from pipeline.errors import StorageError
 from pipeline.storage.attempts import advice, attempt
 from pipeline.storage.files import FileInfo
 
 
 def stat(uri: str) -> FileInfo | None:
-    path = Path(_path(uri))
+    path = Path(path_of(uri))
     return FileInfo(uri, path.stat().st_size, None) if path.is_file() else None
 
 
@@ -27,15 +25,11 @@ def read(uri: str, offset: int, size: int | None, _etag: str | None) -> bytes:
 
 
 def open_file(uri: str) -> BinaryIO:
-    return Path(_path(uri)).open("rb")
-
-
-def open_for_arrow(uri: str) -> pa.NativeFile:
-    return pa.OSFile(_path(uri), "rb")
+    return Path(path_of(uri)).open("rb")
 
 
 def write(uri: str, data: IO[bytes]) -> None:
-    path = Path(_path(uri))
+    path = Path(path_of(uri))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -55,15 +49,15 @@ def write(uri: str, data: IO[bytes]) -> None:
 
 
 def delete(uri: str) -> None:
-    Path(_path(uri)).unlink(missing_ok=True)
+    Path(path_of(uri)).unlink(missing_ok=True)
 
 
 def names(uri: str) -> Iterator[str]:
-    yield from attempt("list", uri, lambda: _names(_path(uri)))
+    yield from attempt("list", uri, lambda: _names(path_of(uri)))
 
 
 def walk(uri: str, _stem: str, depth: int | None) -> Iterator[FileInfo]:
-    return _walk(_path(uri) or "/", depth, frozenset())
+    return _walk(path_of(uri) or "/", depth, frozenset())
 
 
 def lists_in_order(_uri: str) -> bool:
@@ -71,10 +65,10 @@ def lists_in_order(_uri: str) -> bool:
 
 
 def folder_exists(uri: str) -> bool:
-    return Path(_path(uri)).is_dir()
+    return Path(path_of(uri)).is_dir()
 
 
-def _path(uri: str) -> str:
+def path_of(uri: str) -> str:
     return uri.removeprefix("file://")
 
 
