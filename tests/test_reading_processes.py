@@ -21,7 +21,7 @@ from pipeline.reading import MaskTable, samples
 from pipeline.reading.skipped import Skipped
 from schemas.masks import MASKS_SCHEMA, Status
 
-IMAGES, ENDINGS = 13, 10
+IMAGES, ENDINGS = 13, 6
 
 SHORT = """
 import sys
@@ -51,7 +51,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def endings(script: str, *arguments: str | Path) -> list[str]:
-    """What ten processes that end with this script complain of."""
+    """What processes that end with this script complain of, each."""
 
     def end(_: int) -> str:
         command = [sys.executable, "-c", script, *map(str, arguments)]
