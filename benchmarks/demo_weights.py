@@ -34,8 +34,8 @@ class Round(NamedTuple):
     """One training, which goes on from what came of the one before."""
 
     flags: str
-    mean: bool = False
-    """What comes of it is the mean of what it began with and what it became."""
+    share: float = 1.0
+    """Of what it became, in the mean of that and what it began with, which is what comes of it."""
 
 
 # A step of the last stage costs several times one of the first. From random weights the encoder learns grouping
@@ -56,17 +56,21 @@ ROUNDS: Final = {
         Round(
             "--scenes 1 --stages 224:16:0.3 --stages 320:8:0.6 --stages 512:4:1 --warmup-steps 40 "
             "--learning-rate 1.5e-3 --seed 4",
-            mean=True,
+            share=0.5,
         ),
         Round(
             "--scenes 2 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 "
             "--learning-rate 1.2e-3 --seed 5",
-            mean=True,
+            share=0.5,
         ),
         Round(
             "--scenes 3 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 "
             "--learning-rate 1.2e-3 --seed 6",
-            mean=True,
+            share=0.5,
+        ),
+        Round(
+            "--scenes 9 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.2e-3 --seed 7",
+            share=0.35,
         ),
     ],
     "cuda": [
@@ -87,16 +91,16 @@ def main() -> None:
     device = options.device
     minutes = options.minutes or MINUTES[device]
     trained = None
-    for number, (flags, mean) in enumerate(ROUNDS[device], 1):
+    for number, (flags, share) in enumerate(ROUNDS[device], 1):
         before, trained = trained, options.output / f"trained-{number}.safetensors"
         if not trained.exists():
             common = ["--bsds", options.bsds, "--minutes", minutes, "--device", device, *EVERY_ROUND]
             begun = ["--checkpoint", before] if before else []
             _run("train_model", *common, *flags.split(), *begun, "--output", trained)
-        if before and mean:
+        if before and share < 1:
             last, trained = trained, options.output / f"averaged-{number}.safetensors"
             if not trained.exists():
-                _average(before, last, trained)
+                _average(before, last, share, trained)
     if not demo.exists():
         chosen = ["--checkpoint", trained, "--output", demo, "--dtype", "float16"]
         _run("tune_thresholds", *chosen, "--bsds", options.bsds, "--limit", 16, "--points-per-side", 16)
@@ -116,12 +120,12 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _average(first: Path, second: Path, output: Path) -> None:
+def _average(first: Path, second: Path, share: float, output: Path) -> None:
     model, other = (load_model(str(path), "cpu") for path in (first, second))
     others = other.state_dict()
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
-            tensor.lerp_(others[name], 0.5)
+            tensor.lerp_(others[name], share)
     output.write_bytes(checkpoint_bytes(model, {"image_size": model.image_size}))
 
 
