@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 from pycocotools import mask as coco
 
 from pipeline import rle, sa1b, storage
-from pipeline.documents import read_document
 from pipeline.errors import ImageError, TrainingDataError
 from pipeline.evaluation.matching import Named, matched
 from pipeline.evaluation.pictures import SMALLEST_SEGMENT
@@ -93,16 +92,10 @@ def _listed(uri: str) -> tuple[str, list[tuple[str, Callable[[], Marked]]]]:
 def _matched(
     uri: str, truths: list[tuple[Named, Callable[[], Marked]]], measured: StoredMasks, uris: Iterable[str]
 ) -> dict[str, Callable[[], Marked]]:
-    root = _images_of(measured)
-    images = (Named(image, file_name(image, root)) for image in uris)
+    images = (Named(image, file_name(image, measured.images_uri)) for image in uris)
     readers = {named.address: read for named, read in truths}
     pairs = matched(images, [named for named, _ in truths], storage.redact(uri))
     return {image: readers[truth] for image, truth in pairs.items()}
-
-
-def _images_of(stored: StoredMasks) -> str:
-    """What a dataset's run was given as --images."""
-    return str(read_document(stored.output)["determinants"]["images"])
 
 
 # COCO
@@ -193,8 +186,7 @@ def _of_dataset(stored: StoredMasks, measured: StoredMasks, uris: set[str]) -> T
     }
     images = {uri: read for uri, read in readers.items() if uri in uris}
     if not images:
-        root = _images_of(stored)
-        named = [(Named(uri, file_name(uri, root)), read) for uri, read in readers.items()]
+        named = [(Named(uri, file_name(uri, stored.images_uri)), read) for uri, read in readers.items()]
         images = _matched(stored.output, named, measured, uris)
     return Truth("masks dataset", images, len(readers))
 

@@ -43,6 +43,8 @@ class StoredMasks:
     """Of an image's file, for `pipeline.sources.fetch`."""
     max_pixels: int
     """Of an image, for `pipeline.images.decode_image`."""
+    images_uri: str
+    """What the run was given as --images."""
     schema: pa.Schema
     """Of the shards: `schemas.masks.MASKS_SCHEMA`, or `schemas.curated.CURATED_SCHEMA`."""
 
@@ -89,6 +91,7 @@ def stored_masks(uri: str) -> StoredMasks:
         shards=shards,
         max_bytes=determinants["reading"]["max_bytes"],
         max_pixels=determinants["reading"]["max_pixels"],
+        images_uri=determinants["images"],
         schema=schema_of("masks", determinants),
     )
 
