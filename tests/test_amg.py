@@ -16,6 +16,7 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from pipeline import rle
 from pipeline.amg import MaskGenerator
+from pipeline.model import load_model
 from pipeline.model.sam import Predictions, PreparedImage, SamModel
 from pipeline.model.weights import seeded_model
 
@@ -107,6 +108,8 @@ def test_defaults_are_the_references() -> None:
     assert config.pop("crop_n_points_downscale_factor") == 1
     config.pop("memory_budget")
     assert config.pop("keep_candidates") is False
+    assert config.pop("points_per_batch") is None  # the device's
+    assert load_model("demo", device="cpu").points_per_batch == generator.points_per_batch
     assert config == {name: getattr(generator, name) for name in config}
     assert len(generator.point_grids[0]) == 32**2
 

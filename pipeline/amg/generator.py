@@ -130,7 +130,7 @@ class MaskGenerator:
         with clock.phase("encode"):
             embedding = embedding or self.model.encode(rgb_HW3[top:bottom, left:right])
         points_N2 = grid_N2 * [right - left, bottom - top]
-        step = self.config.points_per_batch
+        step = self.config.points_per_batch or self.model.points_per_batch
         with clock.phase("decode_masks"):
             image = self.model.prepare(embedding)
             found = [

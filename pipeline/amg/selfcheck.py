@@ -31,7 +31,7 @@ def checked_model(config: ModelConfig) -> SamModel:
         CheckpointError, SettingsError, StorageError: as `load_model`.
         SelfCheckError: as `self_check`.
     """
-    model = load_model(config.address, config.device, config.precision, config.image_size)
+    model = load_model(config.address, config.device, config.precision, config.image_size, kernels=config.kernels)
     wanted = "mobile_sam" if config.model == "demo" else config.model
     if wanted not in {None, model.architecture}:
         raise CheckpointError(f"{config.address} holds {model.architecture}, not {config.model}.")

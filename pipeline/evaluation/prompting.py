@@ -14,6 +14,7 @@ from pipeline.model.sam import Embedding, SamModel
 
 # Of a prompt's masks: three of a model, three of another, and what comparing them takes.
 _MASKS_A_PROMPT = 12
+_POINTS_PER_BATCH = 64  # unless the settings say otherwise
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def second_points(
 def batches(count: int, picture_size: tuple[int, int], config: AmgConfig) -> Iterator[slice]:
     """Runs of prompts that may be answered at once: `points_per_batch`, fewer for `memory_budget`."""
     height, width = picture_size
-    step = max(1, min(config.points_per_batch, config.memory_budget // (_MASKS_A_PROMPT * height * width)))
+    at_once = config.points_per_batch or _POINTS_PER_BATCH
+    step = max(1, min(at_once, config.memory_budget // (_MASKS_A_PROMPT * height * width)))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 

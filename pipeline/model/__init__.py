@@ -5,7 +5,9 @@ from typing import Literal
 import torch
 
 from pipeline.errors import SelfCheckError, SettingsError
+from pipeline.model.fused import decoder_for
 from pipeline.model.sam import PUBLISHED_IMAGE_SIZE, THRESHOLDS, Precision, SamModel
+from pipeline.model.tinyvit import STRIDE
 from pipeline.model.weights import architecture_of, load_tensors, read_checkpoint
 
 __all__ = ["SamModel", "load_model", "pick_device"]
@@ -18,6 +20,8 @@ def load_model(
     device: Device | torch.device | str = "auto",
     precision: Precision = "fp32",
     image_size: int | None = None,
+    *,
+    kernels: bool = True,
 ) -> SamModel:
     """Load a model with its weights, in eval mode.
 
@@ -31,6 +35,7 @@ def load_model(
             prompts, on a CPU the upscaling, and the encoder of a ViT.
         image_size: Side of the encoder's input in pixels, a multiple of 16; by default what the checkpoint
             says it was made for, else 1024.
+        kernels: Of bfloat16 on a GPU: try Triton kernels for the decoder, and take them where they are faster.
 
     Raises:
         CheckpointError: the weights are not to be had, damaged, or of another model.
@@ -49,7 +54,10 @@ def load_model(
     model.weights_sha256 = checkpoint.sha256
     model.expected = checkpoint.metadata.get("expected") if size == own_size else None  # answers at that size
     model.thresholds = THRESHOLDS | checkpoint.metadata.get("thresholds", {})
-    return model.to(target)
+    model.to(target)
+    if kernels and target.type == "cuda" and precision == "bf16":
+        model.decoder_class = decoder_for(model.fast_decoder, size // STRIDE)
+    return model
 
 
 def pick_device(device: Device | torch.device | str) -> torch.device:

@@ -120,7 +120,7 @@ class FastDecoder:
             dtype: Of the transformer's arithmetic on image tokens; tokens of prompts are float32.
             upscaling_dtype: Of the arithmetic from image tokens to masks.
         """
-        self._decoder, self._dtype, self._upscaling_dtype = decoder, dtype, upscaling_dtype
+        self.decoder, self.dtype, self.upscaling_dtype = decoder, dtype, upscaling_dtype
 
     def image(
         self, features_1CHW: torch.Tensor, dense_1CHW: torch.Tensor, positions_1CHW: torch.Tensor
@@ -138,7 +138,7 @@ class FastDecoder:
         layers: list[Layer] = []
         bases: list[torch.Tensor] = []  # what values become in the basis, C x hd, of each layer so far
         constants: list[torch.Tensor] = []
-        for layer in self._decoder.transformer.layers:
+        for layer in self.decoder.transformer.layers:
             read, answer = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
             keys, queries = (
                 self._projection(map_, read.num_heads, own_CL, rest_C, positions_CL)
@@ -154,7 +154,7 @@ class FastDecoder:
             ]
             norm = Norm(
                 tuple(self._by_head(basis.T @ own_CL, answer.num_heads) for basis in bases),
-                tuple((constant @ own_CL)[None].to(self._dtype) for constant in constants),
+                tuple((constant @ own_CL)[None].to(self.dtype) for constant in constants),
                 own_CL.square().sum(0),
                 constants[-1],
             )
@@ -165,8 +165,8 @@ class FastDecoder:
             bases = [basis * gain_C1 for basis in bases]
             constants = [constant * layer.norm4.weight for constant in constants]
             rest_C = layer.norm4.bias
-        last = self._decoder.transformer.final_attn_token_to_image
-        convolution, *_ = cast(Any, self._decoder.output_upscaling)
+        last = self.decoder.transformer.final_attn_token_to_image
+        convolution, *_ = cast(Any, self.decoder.output_upscaling)
         weight_oC, bias_o = _as_linear(convolution)
         weight_oC = _centred(weight_oC.view(-1, 4, weight_oC.shape[1])).flatten(0, 1)
         rest_o = _centred(bias_o.view(-1, 4)).flatten() + (0 if rest_C is None else weight_oC @ rest_C)
@@ -175,8 +175,8 @@ class FastDecoder:
             self._projection(last.k_proj, last.num_heads, own_CL, rest_C, positions_CL),
             self._projection(last.v_proj, last.num_heads, own_CL, rest_C),
             weight_oC,
-            (weight_oC @ own_CL).to(self._upscaling_dtype),
-            rest_o[:, None].to(self._upscaling_dtype),
+            (weight_oC @ own_CL).to(self.upscaling_dtype),
+            rest_o[:, None].to(self.upscaling_dtype),
         )
 
     def run(
@@ -192,7 +192,7 @@ class FastDecoder:
         Returns:
             Tokens N x T x C in float32, and image tokens, of `at_once` prompts in each item.
         """
-        transformer = self._decoder.transformer
+        transformer = self.decoder.transformer
         tokens = prompts_NTC
         states = [self._image_tokens(image, len(part)) for part in torch.split(tokens, at_once)]
         values: list[torch.Tensor] = []
@@ -229,9 +229,9 @@ class FastDecoder:
             places: Of the L at a time, as whole rows of the embedding, one at least; changes speed only.
             logits_NMSS: Filled with the masks' logits, S = 4 side.
         """
-        _, norm, activation, last, _ = cast(Any, self._decoder.output_upscaling)
+        _, norm, activation, last, _ = cast(Any, self.decoder.output_upscaling)
         count, masks, channels = weights_NMc.shape
-        side, dtype = logits_NMSS.shape[-1] // 4, self._upscaling_dtype
+        side, dtype = logits_NMSS.shape[-1] // 4, self.upscaling_dtype
         weights_NMc = weights_NMc.to(dtype)
         by_row_Nor = (image.upscaling_oC @ tokens.basis_NrC.transpose(1, 2)).to(dtype)
         last_oc, last_bias_o = (tensor.to(dtype) for tensor in _as_linear(last))
@@ -275,14 +275,14 @@ class FastDecoder:
         return Projection(by_head, self._by_head(shared, heads), self._by_head(rest, heads))
 
     def _by_head(self, table: torch.Tensor, heads: int) -> torch.Tensor:
-        return table.view(heads, -1, table.shape[1]).to(self._dtype)
+        return table.view(heads, -1, table.shape[1]).to(self.dtype)
 
     def _image_tokens(self, image: ImageTables, count: int) -> ImageTokens:
         """The image's own, before any layer."""
         places = image.upscaling_shared_oL.shape[1]
         channels = image.keys.weight_hdC.shape[2]
         scale = torch.ones(count, 1, places, device=image.upscaling_shared_oL.device)
-        rows = scale.new_empty(count, 0, places, dtype=self._dtype)
+        rows = scale.new_empty(count, 0, places, dtype=self.dtype)
         return ImageTokens(scale, rows, scale.new_empty(count, 0, channels))
 
     def _read(
@@ -312,21 +312,21 @@ class FastDecoder:
             return _per_head(weights_NhTL, shared_hLd).float()
         by_row_Nrr = products(weights_NhTL.flatten(1, 2), state.rows_NrL.transpose(1, 2)).float()
         through_NhTC = torch.bmm(by_row_Nrr, state.basis_NrC).view(*queries_NhTd.shape[:3], -1)
-        read = _per_head(weights_NhTL.mul_(state.scale_N1L[:, None].to(self._dtype)), shared_hLd).float()
+        read = _per_head(weights_NhTL.mul_(state.scale_N1L[:, None].to(self.dtype)), shared_hLd).float()
         read = read + _per_head(through_NhTC, values.weight_hdC.transpose(1, 2))
         return read + values.rest_hdL.transpose(1, 2)
 
     def _scores(self, tokens_NhTd: torch.Tensor, projection: Projection, state: ImageTokens) -> torch.Tensor:
         """Products of tokens with projected image tokens, N x h x T x L."""
-        few_NhTd = tokens_NhTd.to(self._dtype)
+        few_NhTd = tokens_NhTd.to(self.dtype)
         scores = _per_head(few_NhTd, projection.shared_hdL)
         if projection.rest_hdL is None:
             return scores
-        scores = scores.mul_(state.scale_N1L[:, None].to(self._dtype)).add_(
+        scores = scores.mul_(state.scale_N1L[:, None].to(self.dtype)).add_(
             _per_head(few_NhTd, projection.rest_hdL)
         )
         through_NrC = _per_head(tokens_NhTd, projection.weight_hdC).flatten(1, 2)
-        by_row_Nrr = torch.bmm(through_NrC, state.basis_NrC.transpose(1, 2)).to(self._dtype)
+        by_row_Nrr = torch.bmm(through_NrC, state.basis_NrC.transpose(1, 2)).to(self.dtype)
         return scores.add_(products(by_row_Nrr, state.rows_NrL).view_as(scores))
 
     def _updated(
@@ -351,26 +351,30 @@ class FastDecoder:
         weights_NrL = torch.softmax(self._scores(keys_NhTd, tables.queries, state), dim=2).flatten(1, 2)
         count, _, places = weights_NrL.shape
         rows_NrL = torch.cat([state.rows_NrL, weights_NrL, weights_NrL.new_ones(count, 1, places)], dim=1)
-        own_NrC = _per_head(values[-1], tables.basis_hdC).flatten(1, 2)
-        constant_N1C = tables.norm.constant_C.expand(count, 1, -1)
-        basis_NrC = torch.cat([_centred(state.basis_NrC, 2), own_NrC, constant_N1C], dim=1)
+        basis_NrC = self._basis(tables, state, values[-1])
         # |Y|² of Y = s U + Bᵀ R: s² |U|², and for each row R times 2 s B U + B Bᵀ R.
-        gram_Nrr = torch.bmm(basis_NrC, basis_NrC.transpose(1, 2)).to(self._dtype)
+        gram_Nrr = torch.bmm(basis_NrC, basis_NrC.transpose(1, 2)).to(self.dtype)
         products_NrL = products(gram_Nrr, rows_NrL)
         parts = torch.split(rows_NrL, [part for few in values for part in (few.shape[1] * few.shape[2], 1)], dim=1)
         own_N1L = tables.norm.energy_L * state.scale_N1L
         for few, dots, constant_dots, part, constant in zip(
             values, tables.norm.dots_hdL, tables.norm.constant_dots_1L, parts[::2], parts[1::2], strict=True
         ):
-            shared_NrL = _per_head(few.to(self._dtype), dots).flatten(1, 2).mul_(part)
+            shared_NrL = _per_head(few.to(self.dtype), dots).flatten(1, 2).mul_(part)
             own_N1L += 2 * shared_NrL.sum(1, keepdim=True, dtype=torch.float32)
             own_N1L += 2 * constant_dots * constant
         energy_N1L = products_NrL.mul_(rows_NrL).sum(1, keepdim=True, dtype=torch.float32)
         energy_N1L += own_N1L.mul_(state.scale_N1L)
         scale_N1L = energy_N1L.clamp_(min=0).div_(basis_NrC.shape[2]).add_(norm.eps).rsqrt_()
         return ImageTokens(
-            state.scale_N1L * scale_N1L, rows_NrL.mul_(scale_N1L.to(self._dtype)), basis_NrC * norm.weight
+            state.scale_N1L * scale_N1L, rows_NrL.mul_(scale_N1L.to(self.dtype)), basis_NrC * norm.weight
         )
+
+    def _basis(self, tables: Layer, state: ImageTokens, values_NhTd: torch.Tensor) -> torch.Tensor:
+        """B of Y, N x r x C: the rows so far, those of values, the constant."""
+        own_NrC = _per_head(values_NhTd, tables.basis_hdC).flatten(1, 2)
+        constant_N1C = tables.norm.constant_C.expand(len(values_NhTd), 1, -1)
+        return torch.cat([_centred(state.basis_NrC, 2), own_NrC, constant_N1C], dim=1)
 
 
 def _heads(x_NTi: torch.Tensor, heads: int) -> torch.Tensor:

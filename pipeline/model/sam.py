@@ -101,6 +101,7 @@ class SamModel(nn.Module):
             checkpoint does not say.
         thresholds: `pred_iou_thresh` and `stability_score_thresh` that masks are kept by unless said otherwise:
             SAM's, or those that the checkpoint carries.
+        decoder_class: Runs the mask decoder's weights.
     """
 
     def __init__(self, architecture: Architecture, image_size: int, precision: Precision) -> None:
@@ -117,6 +118,7 @@ class SamModel(nn.Module):
         self.weights_sha256 = ""
         self.expected: Mapping[str, Any] | None = None
         self.thresholds: Mapping[str, float] = THRESHOLDS
+        self.decoder_class: type[FastDecoder] = FastDecoder
         self.image_encoder = _image_encoder(architecture)
         grid = image_size // STRIDE
         self.prompt_encoder = PromptEncoder(
@@ -189,7 +191,7 @@ class SamModel(nn.Module):
         """Make what all prompts of an image share."""
         encoder = self.prompt_encoder
         dense_1CHW = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        tables = self._decoder.image(embedding.features_1CHW, dense_1CHW, encoder.get_dense_pe())
+        tables = self.fast_decoder.image(embedding.features_1CHW, dense_1CHW, encoder.get_dense_pe())
         return PreparedImage(embedding, tables)
 
     @torch.inference_mode()
@@ -210,7 +212,7 @@ class SamModel(nn.Module):
         sparse, _ = self.prompt_encoder(points=(points, labels), boxes=None, masks=None)
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(len(points), -1, -1), sparse], dim=1)
-        hidden, image_tokens = self._decoder.run(image.tables, tokens, self._prompts_at_once)
+        hidden, image_tokens = self.fast_decoder.run(image.tables, tokens, self._prompts_at_once)
         iou = decoder.iou_prediction_head(hidden[:, 0])
         multimask = slice(1, None)  # mask 0 is for prompts that leave no ambiguity
         mask_tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens]
@@ -244,16 +246,24 @@ class SamModel(nn.Module):
             kept_KSS = logits_KSS[made : (made := made + int(kept.sum()))]
             shape = (*kept.shape, self.mask_size, self.mask_size)
             all_NMSS = kept_KSS.view(shape) if kept.all() else logits_KSS.new_empty(shape)
-            self._decoder.upscale(predictions.image.tables, tokens, few_weights, self._places_at_once, all_NMSS)
+            self.fast_decoder.upscale(
+                predictions.image.tables, tokens, few_weights, self._places_at_once, all_NMSS
+            )
             if not kept.all():
                 kept_KSS[:] = all_NMSS[kept]
         return logits_KSS
 
     @property
-    def _decoder(self) -> FastDecoder:
+    def fast_decoder(self) -> FastDecoder:
+        """The mask decoder's weights, to be run on many prompts of an image."""
         exact, fast = torch.float32, torch.float32 if self.precision == "fp32" else torch.bfloat16
         # On a CPU bfloat16 decides on next to the same time among near duplicates differently.
-        return FastDecoder(self.mask_decoder, exact if self.device.type == "cpu" else fast, fast)
+        return self.decoder_class(self.mask_decoder, exact if self.device.type == "cpu" else fast, fast)
+
+    @property
+    def points_per_batch(self) -> int:
+        """Prompts that `predict` is given at once unless said otherwise: so many that they fill the device."""
+        return 64 if self.device.type == "cpu" else 256
 
     @property
     def _prompts_at_once(self) -> int:
