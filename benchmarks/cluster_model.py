@@ -1,6 +1,6 @@
 """A run of many workers as events in simulated time: who has which shard, what is lost, what is waited for.
 
-A shard's time comes from a recurrence over its images, which follows `pipeline.shard._outcomes`: threads that read
+A shard's time comes from a recurrence over its images, which follows `pipeline.outcomes`: threads that read
 ahead, two decodings ahead, one device. The cluster draws shards of these times and follows
 `pipeline.engine`: Datasets of 10,000 shards, two calls a worker, and the engine's own `Ledger` in simulated time.
 """

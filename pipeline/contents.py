@@ -35,6 +35,10 @@ class Content:
     of_image: Callable[[NDArray[np.uint8]], Row]
     """The columns of one RGB image, H x W x 3; with `status` where that is not OK, `SECONDS`, and for masks
     `FUNNEL`. Raises `ImageError`."""
+    images_per_batch: int = 1
+    """Images that are begun together, where there is `of_images`."""
+    of_images: Callable[[list[NDArray[np.uint8]]], list[Callable[[], Row]]] | None = None
+    """Begins several images: for each what ends it, as `of_image` does."""
     of_failure: Row
     """The same columns of an image that failed."""
 

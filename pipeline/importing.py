@@ -9,7 +9,8 @@ from pipeline.config import ImportConfig
 from pipeline.contents import Row
 from pipeline.errors import ImageError
 from pipeline.manifest import ManifestRow
-from pipeline.shard import ShardSummary, ahead, shard_uri, write_shard
+from pipeline.outcomes import ahead
+from pipeline.shard import ShardSummary, shard_uri, write_shard
 from schemas.masks import MASKS_SCHEMA, Status
 
 

@@ -1,59 +1,28 @@
-"""One shard: its images in, one Parquet file out.
-
-The only place where an image's error becomes a row.
-"""
+"""One shard: its images in, one Parquet file out."""
 
 import io
 import itertools
 import json
 import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, Self, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from pipeline import manifest, sources, storage
+from pipeline import manifest, storage
 from pipeline.config import Kind, RunConfig
 from pipeline.contents import FUNNEL, MASKS_ROWS_PER_GROUP, SECONDS, Content, Row, rows_of
-from pipeline.errors import ImageError, StorageError
-from pipeline.manifest import ManifestRow
-from pipeline.memory import is_out_of_memory
+from pipeline.errors import StorageError
+from pipeline.outcomes import READING, Decode, OnBegin, Reading, outcomes
 from pipeline.phases import Phase
-from schemas.masks import PROCESSED, Status
+from schemas.masks import PROCESSED
 
 FOOTER_KEY: Final = b"everymask"
-_DECODED_AHEAD: Final = 2
 _IN_MEMORY_BYTES: Final = 2**26  # of a shard's file; beyond, it grows in a temporary file
-_READING: Final = "reading"  # the key of an image's `Reading`, which is told and no column
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-OnBegin = Callable[[int, str], None]
-"""Told before each image, when its bytes or pixels are waited for: its `image_id` and URI."""
-Decode = Callable[[bytes], NDArray[np.uint8]]
-"""From an image file's bytes to RGB, H x W x 3; raises `ImageError`. Called by several threads at once."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How reading stood when an image was done."""
-
-    bytes: int
-    """Of the image's file; 0 where it could not be fetched."""
-    in_flight: int
-    """Images of the shard that were begun, of which there was no row yet."""
-    fetched: int
-    """Of these, those that were fetched and not yet decoded."""
-    decoded: int
-    """Of these, those that were decoded."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +114,7 @@ def make_shard(
     return write_shard(
         shard_uri(config.output, config.kind, shard),
         shard,
-        _outcomes(manifest.read_shard(config.output, shard), config, content, decode, on_begin),
+        outcomes(manifest.read_shard(config.output, shard), config, content, decode, on_begin),
         content.schema,
         provenance,
         rows_per_group=content.rows_per_group,
@@ -195,7 +164,7 @@ def write_shard(
             funnel.update(row.pop(FUNNEL, {}))
             found = len(row.get("masks", ()))
             masks += found
-            seconds, reading = row.pop(SECONDS, {}), row.pop(_READING, None)
+            seconds, reading = row.pop(SECONDS, {}), row.pop(READING, None)
             on_image(ImageDone(row["image_id"], row["uri"], row["status"], found, seconds, reading))
             yield row
 
@@ -255,106 +224,6 @@ def read_footer(output: str, kind: Kind, shard: int) -> tuple[dict[str, Any], Sh
     footer = json.loads(text)
     summary = footer.pop("summary")
     return footer, ShardSummary(**summary | {"bytes": size})
-
-
-@dataclass
-class _Image:
-    """An image on its way to its row."""
-
-    row: ManifestRow
-    begun: bool = False
-    bytes: int = 0
-    seconds: dict[Phase, float] = field(default_factory=dict)
-    """Of the phases that are over."""
-
-
-def _outcomes(
-    rows: list[ManifestRow], config: RunConfig, content: Content, decode: Decode, on_begin: OnBegin
-) -> Iterator[Row]:
-    """Each image's row, in order. Reading and decoding run ahead in threads of their own."""
-    reading = config.reading
-
-    def fetch(image: _Image) -> bytes:
-        image.begun = True
-        with _timed(image, "fetch"):
-            data = sources.fetch(image.row.ref, max_bytes=reading.max_bytes)
-        image.bytes = len(data)
-        return data
-
-    def decode_fetched(image_and_data: tuple[_Image, Future[bytes]]) -> NDArray[np.uint8]:
-        image, fetched = image_and_data
-        data = fetched.result()
-        with _timed(image, "decode"):
-            return decode(data)
-
-    images = [_Image(row) for row in rows]
-    with (
-        ThreadPoolExecutor(reading.read_ahead, "fetch") as fetchers,
-        ThreadPoolExecutor(_DECODED_AHEAD, "decode") as decoders,
-    ):
-        fetched = ahead(fetchers, fetch, images, reading.read_ahead)
-        pairs = zip(images, fetched, strict=True)
-        decoded = ahead(decoders, decode_fetched, pairs, _DECODED_AHEAD)
-        for number, (image, rgb_HW3) in enumerate(zip(images, decoded, strict=True), start=1):
-            on_begin(image.row.image_id, image.row.ref.uri)
-            outcome = _outcome(image.row, rgb_HW3, content)
-            outcome[SECONDS] = image.seconds | outcome.get(SECONDS, {})
-            # Nothing further ahead can have been begun.
-            outcome[_READING] = _reading(image, images[number : number + reading.read_ahead + _DECODED_AHEAD])
-            yield outcome
-
-
-@contextmanager
-def _timed(image: _Image, phase: Phase) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        image.seconds[phase] = time.perf_counter() - start
-
-
-def _reading(done: _Image, behind: list[_Image]) -> Reading:
-    decoded = sum("decode" in image.seconds for image in behind)
-    fetched = sum("fetch" in image.seconds for image in behind)
-    return Reading(done.bytes, sum(image.begun for image in behind), fetched - decoded, decoded)
-
-
-def _outcome(row: ManifestRow, decoded: Future[NDArray[np.uint8]], content: Content) -> Row:
-    outcome: Row = {
-        "image_id": row.image_id,
-        "uri": row.ref.uri,
-        "status": Status.OK,
-        "error": None,
-        "height": None,
-        "width": None,
-    }
-    try:
-        rgb_HW3 = decoded.result()
-        outcome["height"], outcome["width"] = rgb_HW3.shape[:2]
-        outcome |= content.of_image(rgb_HW3)
-    except ImageError as error:
-        outcome |= _failure(error.status, str(error), content)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        outcome |= _failure(Status.OUT_OF_MEMORY, f"no memory for this image: {error!r}", content)
-    return outcome
-
-
-def _failure(status: Status, error: str, content: Content) -> Row:
-    return {"status": status, "error": storage.redact(error)} | content.of_failure
-
-
-def ahead(
-    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], depth: int
-) -> Iterator[Future[_Result]]:
-    """Futures of `work` on each item, in order, with at most `depth` begun before they are asked for."""
-    pending: deque[Future[_Result]] = deque()
-    for item in items:
-        pending.append(pool.submit(work, item))
-        if len(pending) > depth:
-            yield pending.popleft()
-    yield from pending
 
 
 def _failed(statuses: Mapping[str, int]) -> int:

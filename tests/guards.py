@@ -102,7 +102,7 @@ GUARDS: Final = [
         "        if stream.read(tarfile.BLOCKSIZE) != bytes(",
         "        if b'' != bytes(0 * ",
     ),
-    Guard(34, "pipeline/shard.py", '        "error": None,\n', '        "error": str(time.monotonic()),\n'),
+    Guard(34, "pipeline/outcomes.py", '        "error": None,\n', '        "error": str(time.monotonic()),\n'),
     Guard(
         35, "pipeline/reconcile.py", "for shard in range(run.shards) if", "for shard in range(run.shards - 1) if"
     ),
@@ -113,7 +113,7 @@ GUARDS: Final = [
         '".{path.name}.tmp"',
     ),
     Guard(38, "pipeline/amg/generator.py", "if stop - start == 1 or not is_out_of_memory(error):", "if stop:"),
-    Guard(38, "pipeline/shard.py", "        if not is_out_of_memory(error):\n", "        if error:\n"),
+    Guard(38, "pipeline/outcomes.py", "        if not is_out_of_memory(error):\n", "        if error:\n"),
     Guard(39, "pipeline/decoding.py", "        signal.setitimer(signal.ITIMER_REAL, seconds)\n", ""),
     Guard(
         39,
@@ -138,10 +138,10 @@ GUARDS: Final = [
     Guard(43, "pipeline/verify.py", "        if not storage.exists(uri):\n", "        if not uri:\n"),
     Guard(
         44,
-        "pipeline/shard.py",
-        "            outcome = _outcome(image.row, rgb_HW3, content)\n",
-        "            outcome = _outcome(image.row, rgb_HW3, content)\n"
-        "            config.__dict__.setdefault('kept', []).append(rgb_HW3.result())\n",
+        "pipeline/outcomes.py",
+        "        yield image, _outcome(image.row, rgb_HW3, rest, content)\n",
+        "        yield image, _outcome(image.row, rgb_HW3, rest, content)\n"
+        "        content.of_failure.setdefault('kept', []).append(rgb_HW3.result())\n",
     ),
     Guard(
         45,

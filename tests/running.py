@@ -26,9 +26,10 @@ from pipeline import run as runs
 from pipeline.config import RunConfig
 from pipeline.images import decode_image
 from pipeline.model import load_model
+from pipeline.outcomes import Decode
 from pipeline.predict import content_of, weights_of
 from pipeline.run import Run
-from pipeline.shard import Decode, make_shard
+from pipeline.shard import make_shard
 
 # Untrained weights are confident and stable nowhere: keep everything.
 KEEP_ALL = [

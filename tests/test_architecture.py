@@ -28,6 +28,7 @@ ORDER = [
     "pipeline.sa1b",
     "pipeline.overlay",
     "pipeline.contents",
+    "pipeline.outcomes",
     "pipeline.shard",
     "pipeline.events",
     "pipeline.verify",

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.events import EventLog, ShardEvents
-from pipeline.shard import ImageDone, Reading, ShardSummary
+from pipeline.outcomes import Reading
+from pipeline.shard import ImageDone, ShardSummary
 
 SUMMARY = ShardSummary(7, 2, 5, {"ok": 1, "truncated": 1}, 1234, 2.5)
 

@@ -5,7 +5,7 @@ would be, `upscale` makes the masks that are worth it. Together they answer as
 `segment_anything.modeling.MaskDecoder` does with `multimask_output=True`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -161,14 +161,24 @@ class SamModel(nn.Module):
         prompts.image_embedding_size = (grid, grid)
         prompts.mask_input_size = (4 * grid, 4 * grid)
 
-    @torch.inference_mode()
     def encode(self, rgb_HW3: NDArray[np.uint8]) -> Embedding:
         """Run the image encoder on one RGB image of any size."""
-        pixels, input_size = self.preprocess(rgb_HW3)
+        return self.encode_batch([rgb_HW3])[0]
+
+    @torch.inference_mode()
+    def encode_batch(self, images_HW3: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
+        """Run the image encoder on several RGB images at once, each of any size."""
+        pixels, input_sizes = zip(*map(self.preprocess, images_HW3), strict=True)
+        pixels_B3SS = torch.cat(pixels).contiguous(memory_format=torch.channels_last)
         # cuDNN's convolutions round to TF32 by default, which is not float32.
         with self._autocast(), torch.backends.cudnn.flags(allow_tf32=False):
-            features = self.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
-        return Embedding(features.float().contiguous(), rgb_HW3.shape[:2], input_size)
+            features_BCHW = self.image_encoder(pixels_B3SS).float().contiguous()
+        return [
+            Embedding(features_1CHW, rgb_HW3.shape[:2], input_size)
+            for features_1CHW, rgb_HW3, input_size in zip(
+                features_BCHW.split(1), images_HW3, input_sizes, strict=True
+            )
+        ]
 
     def preprocess(self, rgb_HW3: NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
         """Resize the longer side to `image_size`, normalise, pad right and below with zeros.
@@ -263,7 +273,12 @@ class SamModel(nn.Module):
     @property
     def points_per_batch(self) -> int:
         """Prompts that `predict` is given at once unless said otherwise: so many that they fill the device."""
-        return 64 if self.device.type == "cpu" else 256
+        return 256 if self.device.type == "cuda" else 64
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images that `encode_batch` is given at once. A single one does not fill a GPU."""
+        return 4 if self.device.type == "cuda" else 1
 
     @property
     def _prompts_at_once(self) -> int:

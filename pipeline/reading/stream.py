@@ -25,6 +25,7 @@ from pipeline import storage
 from pipeline.contents import MASKS_ROWS_PER_GROUP
 from pipeline.errors import SettingsError, TrainingDataError
 from pipeline.manifest import ManifestRow
+from pipeline.outcomes import ahead
 from pipeline.reading.order import At, dealt
 from pipeline.reading.samples import (
     Form,
@@ -37,7 +38,6 @@ from pipeline.reading.samples import (
 )
 from pipeline.reading.skipped import Skipped
 from pipeline.reading.stored import ShardReader, stored_masks
-from pipeline.shard import ahead
 
 BLOCK: Final = MASKS_ROWS_PER_GROUP
 """Images that are read together: a row group, as the commands write them."""
