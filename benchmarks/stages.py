@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import origin, table
 
-from pipeline import rle
 from pipeline.amg import MaskGenerator, generator, selection
 from pipeline.model import load_model
 from pipeline.model.sam import SamModel
@@ -37,7 +36,7 @@ STAGES: Final[dict[str, tuple[Any, str]]] = {
     "bounds of boxes": (generator, "bounds"),
     "stability and box": (selection, "measure"),
     "masks at full size": (generator, "full_size_masks"),
-    "RLE": (rle, "encode_in_image"),
+    "RLE": (generator, "encode_in_image"),
 }
 COUNTED: Final = {"bounds of boxes", "stability and box"}
 """Stages whose first argument is masks."""

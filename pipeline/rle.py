@@ -124,5 +124,10 @@ def uncompressed(rle: Rle) -> dict[str, Any]:
     return {"size": rle["size"], "counts": [0, *counts] if pixels[0] else counts}
 
 
+def compressed(lengths: list[int], size: tuple[int, int]) -> Rle:
+    """Undo `uncompressed`: from lengths of runs, and the mask's height and width."""
+    return _text(coco.frPyObjects({"size": list(size), "counts": lengths}, *size))
+
+
 def _text(rle: dict[str, Any]) -> Rle:
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from segment_anything.utils.amg import build_all_layer_point_grids, generate_crop_boxes
 
-from pipeline import rle
 from pipeline.amg import filters
 from pipeline.amg.bounds import bounds
 from pipeline.amg.candidates import Found
@@ -21,6 +20,7 @@ from pipeline.amg.funnel import Funnel
 from pipeline.amg.mask import Mask
 from pipeline.amg.regions import without_small_regions
 from pipeline.amg.resize import full_size_masks
+from pipeline.amg.runs import encode_in_image
 from pipeline.amg.selection import Crop, select
 from pipeline.config import AmgConfig
 from pipeline.memory import is_out_of_memory
@@ -154,7 +154,7 @@ class MaskGenerator:
             for masks in full_size_masks(
                 candidates.logits_NSS, crop.embedding, self.model.image_size, self.config.memory_budget
             )
-            for encoded in rle.encode_in_image(masks.cpu().numpy(), crop.box_xyxy, crop.of_image)
+            for encoded in encode_in_image(masks, crop.box_xyxy, crop.of_image)
         ]
         boxes = candidates.boxes_N4_xyxy.cpu() + torch.tensor([left, top, left, top])
         points = points_N2[candidates.prompts_N.cpu().numpy()] + [left, top]
