@@ -26,10 +26,11 @@ ARG WEIGHTS=0
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
-# What KubeRay runs in the containers: wget looks whether Ray is well, pkill tells workers to go.
+# What KubeRay runs in the containers: wget looks whether Ray is well, pkill tells workers to go. Triton's kernels need a
+# C compiler where they run.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends procps wget \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev procps wget \
     && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --uid 1000 everymask

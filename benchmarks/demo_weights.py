@@ -2,10 +2,11 @@
 
     python benchmarks/demo_weights.py --bsds BSDS500 --output FOLDER [--device cuda] [--minutes N] [--limit N]
 
-Leaves in FOLDER: `trained-1.safetensors`; on a CPU also those numbered 2 to 6, each of which goes on from what
-came of the one before with another seed, and `averaged-4` to `averaged-6`, means of what a training began with
-and what it became ("Model soups", Wortsman et al. 2022); `demo.safetensors` with thresholds and in float16;
-`demo.md` with what they reach. Started again after a kill, it goes on from the last checkpoint. Needs no Ray.
+Leaves in FOLDER: `trained-1-0.safetensors`, of the first round and its seed; on a CPU also those of further
+rounds, each of which goes on from what came of the one before, and from the fourth on `averaged-4` and so on,
+means of what a round's trainings began with and what they became ("Model soups", Wortsman et al. 2022);
+`demo.safetensors` with thresholds and in float16; `demo.md` with what they reach. Started again after a kill, it
+goes on from the last checkpoint. Needs no Ray.
 """
 
 import argparse
@@ -31,11 +32,12 @@ EVERY_ROUND: Final = [
 
 
 class Round(NamedTuple):
-    """One training, which goes on from what came of the one before."""
+    """Trainings that go on from what came of the round before, one a seed."""
 
     flags: str
+    seeds: tuple[int, ...]
     share: float = 1.0
-    """Of what it became, in the mean of that and what it began with, which is what comes of it."""
+    """Of what they became, in the mean of that and what they began with, which is what comes of it."""
 
 
 # A step of the last stage costs several times one of the first. From random weights the encoder learns grouping
@@ -43,40 +45,48 @@ class Round(NamedTuple):
 ROUNDS: Final = {
     "cpu": [
         Round(
-            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --learning-rate 2e-3 --seed 0 "
-            "--grouping-steps 1000"
+            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --learning-rate 2e-3 "
+            "--grouping-steps 1000",
+            seeds=(0,),
         ),
         Round(
-            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.5e-3 --seed 2"
+            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.5e-3",
+            seeds=(2,),
         ),
         Round(
             "--scenes 1 --stages 224:16:0.5 --stages 320:8:0.8 --stages 512:4:1 --warmup-steps 40 "
-            "--learning-rate 1.5e-3 --seed 3"
+            "--learning-rate 1.5e-3",
+            seeds=(3,),
         ),
         Round(
             "--scenes 1 --stages 224:16:0.3 --stages 320:8:0.6 --stages 512:4:1 --warmup-steps 40 "
-            "--learning-rate 1.5e-3 --seed 4",
+            "--learning-rate 1.5e-3",
+            seeds=(4,),
             share=0.5,
         ),
         Round(
             "--scenes 2 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 "
-            "--learning-rate 1.2e-3 --seed 5",
+            "--learning-rate 1.2e-3",
+            seeds=(5,),
             share=0.5,
         ),
         Round(
             "--scenes 3 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 "
-            "--learning-rate 1.2e-3 --seed 6",
+            "--learning-rate 1.2e-3",
+            seeds=(6,),
             share=0.5,
         ),
         Round(
-            "--scenes 9 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.2e-3 --seed 7",
+            "--scenes 9 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.2e-3",
+            seeds=(7,),
             share=0.35,
         ),
     ],
     "cuda": [
         Round(
-            "--scenes 1 --stages 224:64:0.75 --stages 512:32:1 --warmup-steps 100 --learning-rate 2e-3 --seed 0 "
-            "--grouping-steps 1500 --loaders 12"
+            "--scenes 1 --stages 224:64:0.75 --stages 512:32:1 --warmup-steps 100 --learning-rate 2e-3 "
+            "--grouping-steps 1500 --loaders 12",
+            seeds=(0,),
         )
     ],
 }
@@ -91,16 +101,19 @@ def main() -> None:
     device = options.device
     minutes = options.minutes or MINUTES[device]
     trained = None
-    for number, (flags, share) in enumerate(ROUNDS[device], 1):
-        before, trained = trained, options.output / f"trained-{number}.safetensors"
-        if not trained.exists():
-            common = ["--bsds", options.bsds, "--minutes", minutes, "--device", device, *EVERY_ROUND]
-            begun = ["--checkpoint", before] if before else []
-            _run("train_model", *common, *flags.split(), *begun, "--output", trained)
+    for number, (flags, seeds, share) in enumerate(ROUNDS[device], 1):
+        before, became = trained, []
+        for seed in seeds:
+            became.append(options.output / f"trained-{number}-{seed}.safetensors")
+            if not became[-1].exists():
+                common = ["--bsds", options.bsds, "--minutes", minutes, "--device", device, *EVERY_ROUND]
+                begun = ["--checkpoint", before] if before else []
+                _run("train_model", *common, *flags.split(), "--seed", seed, *begun, "--output", became[-1])
+        trained = became[0]
         if before and share < 1:
-            last, trained = trained, options.output / f"averaged-{number}.safetensors"
+            trained = options.output / f"averaged-{number}.safetensors"
             if not trained.exists():
-                _average(before, last, share, trained)
+                _average(before, became, share, trained)
     if not demo.exists():
         chosen = ["--checkpoint", trained, "--output", demo, "--dtype", "float16"]
         _run("tune_thresholds", *chosen, "--bsds", options.bsds, "--limit", 16, "--points-per-side", 16)
@@ -120,12 +133,12 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _average(first: Path, second: Path, share: float, output: Path) -> None:
-    model, other = (load_model(str(path), "cpu") for path in (first, second))
-    others = other.state_dict()
+def _average(before: Path, became: list[Path], share: float, output: Path) -> None:
+    model, *others = (load_model(str(path), "cpu") for path in (before, *became))
+    states = [other.state_dict() for other in others]
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
-            tensor.lerp_(others[name], share)
+            tensor.lerp_(torch.stack([state[name] for state in states]).mean(0), share)
     output.write_bytes(checkpoint_bytes(model, {"image_size": model.image_size}))
 
 

@@ -52,7 +52,8 @@ class AmgConfig(_Settings):
     points_per_side: Annotated[int | None, Field(ge=1)] = 32
     """Points along one side of the grid; the total is its square. None where `point_grids` is given."""
     points_per_batch: Annotated[int | None, Field(ge=1)] = None
-    """Prompts decoded at once, 64 by default, on a GPU 256. Changes speed and memory, not masks."""
+    """Prompts decoded at once, 64 by default, where masks are made on a GPU 256. Changes speed and memory, not
+    masks."""
     pred_iou_thresh: float | None = None
     """Keep masks whose predicted IoU is above this; 0 or less keeps all. By default 0.88, unless the weights ask
     for another."""
@@ -136,8 +137,6 @@ class ModelConfig(_Settings):
     """fp32 gives the reference's masks; bf16 is faster and approximate."""
     image_size: Annotated[int | None, Field(ge=64, multiple_of=16)] = None
     """Side of the encoder's input; by default what the weights were made for, else 1024."""
-    kernels: bool = True
-    """Run the decoder in Triton kernels where a GPU is faster with them, in bf16. Changes speed and rounding."""
 
     @property
     def address(self) -> str:
@@ -204,6 +203,7 @@ class RunConfig(_Settings):
     """Stop when more than this share of the images fail (judged after 100 images, or at the end)."""
     allow_empty: bool = False
     """An address without images gives an empty dataset instead of an error."""
+    kernels: Annotated[bool, _NOT_A_FLAG] = False
     model: Annotated[ModelConfig, _FLAT] = ModelConfig()
     reading: Annotated[ImagesConfig, _FLAT] = ImagesConfig()
     cluster: Annotated[ClusterConfig, _FLAT] = ClusterConfig()
@@ -237,6 +237,8 @@ class MasksConfig(RunConfig):
 
     images_per_shard: Annotated[int, Field(ge=1)] = 256
     """Images a Parquet file; also what a killed worker loses at most."""
+    kernels: bool = True
+    """Run the decoder in Triton kernels where a GPU is faster with them, in bf16. Changes speed and rounding."""
     amg: Annotated[AmgConfig, _FLAT] = AmgConfig()
 
     def determinants(self, weights: LoadedWeights) -> dict[str, Any]:

@@ -45,10 +45,12 @@ class ShardWorker:
 
     def __init__(self, run: str, config: RunConfig, provenance: dict[str, Any], board: Any, threads: int) -> None:
         torch.set_num_threads(threads)
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+        _log.setLevel(logging.INFO)  # which decoder a GPU was found to be faster with
         self._notice = Notice(_LEAVING_SECONDS)
         self._config, self._provenance, self._board = config, provenance, board
         self._name = str(ray.get_runtime_context().get_actor_id())  # which stays when it is started anew
-        model = checked_model(config.model)
+        model = checked_model(config.model, kernels=config.kernels)
         expected = provenance["determinants"]["weights_sha256"]
         if model.weights_sha256 != expected:
             raise CheckpointError(f"{config.model.address} has changed since the run began: {expected} then.")

@@ -70,7 +70,7 @@ def measure(config: RunConfig, sample: list[ImageRef]) -> ShardSummary:
     Raises:
         CheckpointError, SettingsError, SelfCheckError, StorageError: as `checked_model` and `make_shard`.
     """
-    content = content_of(config, checked_model(config.model))
+    content = content_of(config, checked_model(config.model, kernels=config.kernels))
 
     def shard_of(refs: list[ImageRef]) -> ShardSummary:
         with tempfile.TemporaryDirectory(prefix="everymask-estimate-") as folder:

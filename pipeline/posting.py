@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 from pipeline.board import SLOWEST, Post
+from pipeline.phases import ON_DEVICE
 from pipeline.shard import ImageDone
 from pipeline.storage import redact
 from schemas.progress import ImageInWork, SlowImage
@@ -32,7 +33,9 @@ class ShardPosts:
     def done(self, image: ImageDone) -> None:
         """It is done."""
         with self._lock:
-            seconds = time.monotonic() - self._since
+            # One that was encoded with others had its part of that before it was at hand.
+            on_device = sum(image.seconds.get(phase, 0.0) for phase in ON_DEVICE)
+            seconds = max(time.monotonic() - self._since, on_device)
             self._images += 1
             self._masks += image.masks
             if image.failed:

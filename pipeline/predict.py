@@ -99,16 +99,20 @@ class _Encoded(NamedTuple):
 def _together(
     model: SamModel, of_image: Callable[[NDArray[np.uint8], _Encoded | None], Row]
 ) -> Callable[[list[NDArray[np.uint8]]], list[Callable[[], Row]]]:
-    """Encodes images at once; where memory does not suffice for that, each when it is its turn."""
+    """Encodes images at once; once memory has not sufficed for that, each when it is its turn."""
+    suffices = True
 
     def of_images(images_HW3: list[NDArray[np.uint8]]) -> list[Callable[[], Row]]:
+        nonlocal suffices
         clock = PhaseClock(model.device)
         try:
             with clock.phase("encode"):
-                embeddings = model.encode_batch(images_HW3)
+                embeddings = model.encode_batch(images_HW3) if suffices else []
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            suffices = False
+        if not suffices:
             return [partial(of_image, rgb_HW3, None) for rgb_HW3 in images_HW3]
         return [
             partial(of_image, rgb_HW3, _Encoded(embedding, clock, len(images_HW3)))

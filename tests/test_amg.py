@@ -134,6 +134,14 @@ def test_case_38_out_of_memory_gives_the_same_masks_in_smaller_chunks(
     assert model.refused
 
 
+def test_prompts_that_did_not_fit_are_not_tried_again_with_the_same_image() -> None:
+    model = WithoutMemory(3)
+    generator = MaskGenerator(cast(SamModel, model), **ALL | {"points_per_batch": 24})
+    for refused in (3, 6):  # 24, 12 and 6 of each image
+        generator.generate(coordinates_as_colours(50, 50))
+        assert model.refused == refused
+
+
 def test_out_of_memory_for_one_prompt_is_said() -> None:
     with pytest.raises(torch.OutOfMemoryError, match="1 prompts"):
         ours(coordinates_as_colours(50, 50), WithoutMemory(0), **ALL)

@@ -4,6 +4,7 @@ import time
 
 from pipeline.board import SLOWEST, Board, Post, Spare
 from pipeline.ledger import ATTEMPTS
+from pipeline.phases import Phase
 from pipeline.posting import ShardPosts
 from pipeline.shard import ImageDone
 from schemas.progress import SlowImage
@@ -149,6 +150,14 @@ def test_a_post_says_what_is_at_hand_and_since_when() -> None:
     assert (slow["uri"], slow["status"]) == ("https://***@host/11.jpg", "timeout")
     assert 0.05 <= slow["seconds"] < 5
     assert posts.post().slow == []  # it was said
+
+
+def test_an_image_that_was_encoded_with_others_is_as_slow_as_its_phases() -> None:
+    posts = ShardPosts("a", 0)
+    posts.begin(1, "x")
+    seconds: dict[Phase, float] = {"decode": 7.0, "encode": 2.0, "decode_masks": 3.0, "post_process": 4.0}
+    posts.done(ImageDone(1, "x", "ok", 2, seconds, None))
+    assert [image["seconds"] for image in posts.post().slow] == [9.0]
 
 
 def test_of_many_images_only_those_are_posted_that_may_be_among_the_slowest() -> None:

@@ -84,3 +84,8 @@ def test_what_it_runs_is_there(steps: list[dict[str, Any]]) -> None:
 def test_kuberay_finds_its_tools(steps: list[dict[str, Any]]) -> None:
     [packages] = [value for value in values(steps, "RUN") if "apt-get install" in value]
     assert {"wget", "procps"} <= set(packages.split())
+
+
+def test_tritons_kernels_find_a_compiler(steps: list[dict[str, Any]]) -> None:
+    [packages] = [value for value in values(steps, "RUN") if "apt-get install" in value]
+    assert {"gcc", "libc6-dev"} <= set(packages.split())

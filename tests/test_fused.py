@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +31,14 @@ def test_kernels_answer_as_plain_pytorch_does_in_the_interpreter() -> None:
     program = Path(__file__).with_name("interpreted_kernels.py")
     answer = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
     errors: dict[str, list[float]] = json.loads(answer.stdout.splitlines()[-1])
-    assert errors.keys() == {"192 7", "128 8", "trial"}
-    assert max(max(each) for each in errors.values()) < 1e-5, errors
+    limits = {
+        "torch.float32 192 7": 1e-5,
+        "torch.float32 128 8": 1e-5,
+        "torch.bfloat16 160 7": 0.01,
+        "trial": 1e-5,
+    }
+    assert errors.keys() == limits.keys()
+    assert all(max(each) < limits[case] for case, each in errors.items()), errors
 
 
 class Recorder:
@@ -97,8 +104,9 @@ def _type(value: Any) -> str:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     return monkeypatch
 
 
@@ -107,10 +115,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     [
         ((0.01, 2e-3, 1e-3), FusedDecoder),
         ((0.01, 1e-3, 2e-3), FastDecoder),
+        ((0.01, 1e-3, 0.95e-3), FastDecoder),
         ((0.05, 2e-3, 1e-3), FastDecoder),
         ((math.nan, 2e-3, 1e-3), FastDecoder),
     ],
-    ids=["faster", "slower", "wrong", "not a number"],
+    ids=["faster", "slower", "hardly faster", "wrong", "not a number"],
 )
 def test_kernels_are_chosen_where_they_are_right_and_faster(
     gpu: pytest.MonkeyPatch,
@@ -138,7 +147,7 @@ def test_where_nothing_can_be_compiled_one_line_says_so(
 
 
 def test_kernels_are_not_tried_on_gpus_without_bfloat16(gpu: pytest.MonkeyPatch) -> None:
-    gpu.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    gpu.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     gpu.setattr(fused, "_trial", lambda *_: pytest.fail("tried"))
     assert decoder_for(_decoder(), 4) is FastDecoder
 

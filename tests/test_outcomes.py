@@ -132,8 +132,10 @@ def test_where_memory_does_not_suffice_for_a_batch_images_are_encoded_one_by_one
 ) -> None:
     expected = rows_made(folder, model, kind)
     encode_batch = SamModel.encode_batch
+    counts: list[int] = []
 
     def without_memory(self: SamModel, images_HW3: Any) -> Any:
+        counts.append(len(images_HW3))
         if len(images_HW3) > 1:
             raise MemoryError
         return encode_batch(self, images_HW3)
@@ -141,6 +143,7 @@ def test_where_memory_does_not_suffice_for_a_batch_images_are_encoded_one_by_one
     monkeypatch.setattr(SamModel, "images_per_batch", 3)
     monkeypatch.setattr(SamModel, "encode_batch", without_memory)
     assert_alike(rows_made(folder, model, kind), expected)
+    assert counts == [2, 1, 1, 1, 1, 1]  # the first three images, one of them broken; then no batch again
 
 
 def test_any_other_error_of_a_batch_ends_the_shard(

@@ -130,14 +130,9 @@ class MaskGenerator:
         with clock.phase("encode"):
             embedding = embedding or self.model.encode(rgb_HW3[top:bottom, left:right])
         points_N2 = grid_N2 * [right - left, bottom - top]
-        step = self.config.points_per_batch or self.model.points_per_batch
         with clock.phase("decode_masks"):
             image = self.model.prepare(embedding)
-            found = [
-                part
-                for start in range(0, len(points_N2), step)
-                for part in self._found(image, points_N2, slice(start, start + step))
-            ]
+            found = self._found(image, points_N2)
         with clock.phase("post_process"):
             return self._masks_of(found, Crop(embedding, crop_box_xyxy, rgb_HW3.shape[:2]), points_N2)
 
@@ -171,21 +166,24 @@ class MaskGenerator:
         ]
         return masks, funnel
 
-    def _found(self, image: PreparedImage, points_N2: NDArray[np.float64], prompts: slice) -> list[Found]:
-        """The confident masks of some prompts; of half as many at a time if memory runs out."""
-        try:
-            return [self._found_at_once(image, points_N2, prompts)]
-        except (RuntimeError, MemoryError) as error:
-            start, stop, _ = prompts.indices(len(points_N2))
-            if stop - start == 1 or not is_out_of_memory(error):
-                raise
-            middle = (start + stop) // 2
-        torch.cuda.empty_cache()
-        return [
-            part
-            for half in (slice(start, middle), slice(middle, stop))
-            for part in self._found(image, points_N2, half)
-        ]
+    def _found(self, image: PreparedImage, points_N2: NDArray[np.float64]) -> list[Found]:
+        """The confident masks of all prompts, a batch in each; of half as many at a time once memory runs out."""
+        at_once = self.config.points_per_batch or self.model.points_per_batch
+        found: list[Found] = []
+        start = 0
+        while start < len(points_N2):
+            stop = min(start + at_once, len(points_N2))
+            try:
+                found.append(self._found_at_once(image, points_N2, slice(start, stop)))
+            except (RuntimeError, MemoryError) as error:
+                if stop - start == 1 or not is_out_of_memory(error):
+                    raise
+                at_once = (stop - start) // 2
+            else:
+                start = stop
+                continue
+            torch.cuda.empty_cache()  # here, where the error no longer holds what was made
+        return found
 
     def _found_at_once(self, image: PreparedImage, points_N2: NDArray[np.float64], prompts: slice) -> Found:
         predictions = self.model.predict(image, points_N2[prompts])

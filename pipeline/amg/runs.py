@@ -20,7 +20,7 @@ def encode_in_image(
         crop_box_xyxy: Where the crop lies in the image.
         image_size: The image's height and width.
     """
-    if masks_KWH.device.type == "cpu" or masks_KWH.shape[:0:-1] != image_size:
+    if masks_KWH.device.type != "cuda" or masks_KWH.shape[:0:-1] != image_size:
         return rle.encode_in_image(masks_KWH.cpu().numpy(), crop_box_xyxy, image_size)
     return encode_by_runs(masks_KWH)
 

@@ -24,14 +24,14 @@ _GRID: Final = np.array([[0.3, 0.4], [0.75, 0.75], [0.55, 0.2], [0.1, 0.9]])
 _TOLERANCE: Final = {"fp32": 2e-3, "bf16": 0.15}
 
 
-def checked_model(config: ModelConfig) -> SamModel:
-    """Load the model that the settings name, and check it.
+def checked_model(config: ModelConfig, *, kernels: bool = True) -> SamModel:
+    """Load the model that the settings name, and check it; `kernels` as for `load_model`.
 
     Raises:
         CheckpointError, SettingsError, StorageError: as `load_model`.
         SelfCheckError: as `self_check`.
     """
-    model = load_model(config.address, config.device, config.precision, config.image_size, kernels=config.kernels)
+    model = load_model(config.address, config.device, config.precision, config.image_size, kernels=kernels)
     wanted = "mobile_sam" if config.model == "demo" else config.model
     if wanted not in {None, model.architecture}:
         raise CheckpointError(f"{config.address} holds {model.architecture}, not {config.model}.")

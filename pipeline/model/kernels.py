@@ -85,7 +85,7 @@ def update(
     by_row = n * 64 * PADDED_ROWS + i[:, None] * PADDED_ROWS + o[None, :]
     table = c[:, None] * places + p[None, :]
     place, last = n * places + p, ROWS + 8 * TOKENS
-    few = new_rows_NrL.dtype.element_ty
+    stored = new_rows_NrL.dtype.element_ty
 
     keys = tl.load(keys_N64c + by_head)
     scores = tl.dot(keys, tl.load(queries_cL + table, here[None, :], 0.0), input_precision="ieee")
@@ -105,7 +105,7 @@ def update(
 
     dots = tl.load(dots_cL + table, here[None, :], 0.0)
     shared = tl.dot(tl.load(values_N64c + by_head), dots, input_precision="ieee") * (2 * scale[None, :])
-    shared = tl.dot(tl.load(gram_N6464 + by_token), weights.to(few), shared, input_precision="ieee")
+    shared = tl.dot(tl.load(gram_N6464 + by_token), weights.to(stored), shared, input_precision="ieee")
     if ROWS > 0:
         shared = tl.dot(tl.load(cross_N64o + by_row), rows, shared, input_precision="ieee")
     shared += 2 * tl.load(constants_N65 + n * 65 + i)[:, None]
@@ -128,11 +128,11 @@ def update(
     tl.store(new_scale_NL + place, scale * factor, here)
     into = new_rows_NrL + n * (last + 1) * places + p
     row = ROWS + i // 8 * TOKENS + i % 8
-    made = (weights * factor[None, :]).to(few)
+    made = (weights * factor[None, :]).to(stored)
     tl.store(into[None, :] + row[:, None] * places, made, is_token[:, None] & here[None, :])
-    tl.store(into + last * places, factor.to(few), here)
+    tl.store(into + last * places, factor.to(stored), here)
     if ROWS > 0:
-        made = (rows.to(tl.float32) * factor[None, :]).to(few)
+        made = (rows.to(tl.float32) * factor[None, :]).to(stored)
         tl.store(into[None, :] + o[:, None] * places, made, (o < ROWS)[:, None] & here[None, :])
 
 
@@ -173,7 +173,7 @@ def read(
     i, o, c = tl.arange(0, 64), tl.arange(0, PADDED_ROWS), tl.arange(0, 128)
     by_head = n * 64 * 128 + i[:, None] * 128 + c[None, :]
     by_row = n * 64 * PADDED_ROWS + i[:, None] * PADDED_ROWS + o[None, :]
-    few = rows_NrL.dtype.element_ty
+    stored = rows_NrL.dtype.element_ty
     queries, through = tl.load(queries_N64c + by_head), tl.load(through_N64o + by_row)
     largest, total = tl.full([64], float("-inf"), tl.float32), tl.zeros([64], tl.float32)
     from_shared, from_rows = tl.zeros([64, 128], tl.float32), tl.zeros([64, PADDED_ROWS], tl.float32)
@@ -196,9 +196,9 @@ def read(
         weights = tl.exp(scores - larger[:, None])
         total = total * shrunk + tl.sum(weights, 1)
         values = tl.load(values_cL + table, here[None, :], 0.0)
-        scaled = (weights * scale[None, :]).to(few)
+        scaled = (weights * scale[None, :]).to(stored)
         from_shared = tl.dot(scaled, tl.trans(values), from_shared * shrunk[:, None], input_precision="ieee")
-        from_rows = tl.dot(weights.to(few), tl.trans(rows), from_rows * shrunk[:, None], input_precision="ieee")
+        from_rows = tl.dot(weights.to(stored), tl.trans(rows), from_rows * shrunk[:, None], input_precision="ieee")
         largest = larger
     tl.store(read_N64c + by_head, from_shared / total[:, None])
     tl.store(read_rows_N64o + by_row, from_rows / total[:, None])

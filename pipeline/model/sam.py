@@ -222,7 +222,8 @@ class SamModel(nn.Module):
         sparse, _ = self.prompt_encoder(points=(points, labels), boxes=None, masks=None)
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(len(points), -1, -1), sparse], dim=1)
-        hidden, image_tokens = self.fast_decoder.run(image.tables, tokens, self._prompts_at_once)
+        with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]  # Triton launches on the current one
+            hidden, image_tokens = self.fast_decoder.run(image.tables, tokens, self._prompts_at_once)
         iou = decoder.iou_prediction_head(hidden[:, 0])
         multimask = slice(1, None)  # mask 0 is for prompts that leave no ambiguity
         mask_tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens]
@@ -277,8 +278,8 @@ class SamModel(nn.Module):
 
     @property
     def images_per_batch(self) -> int:
-        """Images that `encode_batch` is given at once. A single one does not fill a GPU."""
-        return 4 if self.device.type == "cuda" else 1
+        """Images that `encode_batch` is given at once. A single one does not fill a GPU in a TinyViT."""
+        return 4 if self.device.type == "cuda" and self.architecture in TINY_VITS else 1
 
     @property
     def _prompts_at_once(self) -> int:
