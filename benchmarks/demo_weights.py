@@ -81,6 +81,11 @@ ROUNDS: Final = {
             seeds=(7,),
             share=0.35,
         ),
+        Round(
+            "--scenes 9 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.2e-3",
+            seeds=(8, 9),
+            share=0.35,
+        ),
     ],
     "cuda": [
         Round(
