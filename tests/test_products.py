@@ -1,5 +1,7 @@
 """Matrix products."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,8 +9,10 @@ from pipeline.model import products as module
 from pipeline.model.products import products
 
 
+@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_products_are_those_of_bmm(count: int) -> None:
+def test_products_are_those_of_bmm(count: int, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LINEAR", module._onednn() if onednn else None)
     random = torch.Generator().manual_seed(0)
     left = torch.randn(count, 56, 114, generator=random)
     right = torch.randn(count, 114, 500, generator=random)
@@ -37,3 +41,15 @@ def test_onednn_is_found_or_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (module._onednn() is not None) == torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)
     assert module._onednn() is None
+
+
+def test_intels_processors_are_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for vendor in ("GenuineIntel", "AuthenticAMD"):
+        monkeypatch.setattr(Path, "read_text", lambda _, vendor=vendor: f"vendor_id\t: {vendor}\n")
+        assert module._is_intel() == (vendor == "GenuineIntel")
+
+    def missing(_: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert not module._is_intel()
