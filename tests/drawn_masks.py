@@ -69,6 +69,7 @@ class DrawnModel:
     image_size = IMAGE_SIZE
     mask_size = MASK_SIZE
     points_per_batch = 64
+    images_per_batch = 1
     device = torch.device("cpu")
     precision = "fp32"
     thresholds = THRESHOLDS
