@@ -167,7 +167,17 @@ class SamModel(nn.Module):
 
     @torch.inference_mode()
     def encode_batch(self, images_HW3: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """Run the image encoder on several RGB images at once, each of any size."""
+        """Run the image encoder on several images at once.
+
+        Args:
+            images_HW3: One RGB image at least, uint8, each of any size.
+
+        Returns:
+            An embedding an image, in order: what `encode` makes of it but for rounding.
+
+        Raises:
+            RuntimeError, MemoryError: memory ran out: `is_out_of_memory`.
+        """
         pixels, input_sizes = zip(*map(self.preprocess, images_HW3), strict=True)
         pixels_B3SS = torch.cat(pixels).contiguous(memory_format=torch.channels_last)
         # cuDNN's convolutions round to TF32 by default, which is not float32.
