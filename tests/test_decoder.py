@@ -54,7 +54,7 @@ def fast(
     )
     masks_NMSS = torch.empty(len(sparse), decoder.num_mask_tokens, model.mask_size, model.mask_size)
     for state, *parts in zip(states, *(x.split(at_once) for x in (weights, masks_NMSS)), strict=True):
-        runner.upscale(image, state, parts[0], 40, parts[1])
+        runner.upscale(image, state, *parts)
     return masks_NMSS, decoder.iou_prediction_head(hidden[:, 0])
 
 

@@ -29,8 +29,9 @@ from typing import Any, cast
 
 import torch
 from segment_anything.modeling import MaskDecoder
+from torch.nn import functional as F
 
-from pipeline.model.products import products
+from pipeline.model.products import gelu_, gelu_of_linear, products
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,11 @@ class ImageTables:
     keys: Projection
     """Of the last attention."""
     values: Projection
-    upscaling_oC: torch.Tensor
-    """The first transposed convolution as a linear map, centred over its channels as the norm after it asks."""
-    upscaling_shared_oL: torch.Tensor
+    upscaling_ioC: torch.Tensor
+    """The first transposed convolution as a linear map for each of the two rows of pixels that it makes of a place."""
+    upscaling_shared_iLo: torch.Tensor
     """The same of U."""
-    upscaling_rest_o1: torch.Tensor
+    upscaling_rest_io: torch.Tensor
     """The same of c, with its bias."""
 
 
@@ -167,16 +168,14 @@ class FastDecoder:
             rest_C = layer.norm4.bias
         last = self.decoder.transformer.final_attn_token_to_image
         convolution, *_ = cast(Any, self.decoder.output_upscaling)
-        weight_oC, bias_o = _as_linear(convolution)
-        weight_oC = _centred(weight_oC.view(-1, 4, weight_oC.shape[1])).flatten(0, 1)
-        rest_o = _centred(bias_o.view(-1, 4)).flatten() + (0 if rest_C is None else weight_oC @ rest_C)
+        weight_ioC, bias_o = _as_linear(convolution)
         return ImageTables(
             tuple(layers),
             self._projection(last.k_proj, last.num_heads, own_CL, rest_C, positions_CL),
             self._projection(last.v_proj, last.num_heads, own_CL, rest_C),
-            weight_oC,
-            (weight_oC @ own_CL).to(self.upscaling_dtype),
-            rest_o[:, None].to(self.upscaling_dtype),
+            weight_ioC,
+            (own_CL.T @ weight_ioC.mT).to(self.upscaling_dtype),
+            (bias_o if rest_C is None else weight_ioC @ rest_C + bias_o).to(self.upscaling_dtype),
         )
 
     def run(
@@ -217,41 +216,35 @@ class FastDecoder:
         image: ImageTables,
         tokens: ImageTokens,
         weights_NMc: torch.Tensor,
-        places: int,
         logits_NMSS: torch.Tensor,
     ) -> None:
         """Make masks from image tokens and the hypernetworks' weights.
 
         Args:
             image: Prepared.
-            tokens: Image tokens, L = side x side.
+            tokens: Image tokens.
             weights_NMc: One row of 32 channels a mask, M masks a prompt.
-            places: Of the L at a time, as whole rows of the embedding, one at least; changes speed only.
-            logits_NMSS: Filled with the masks' logits, S = 4 side.
+            logits_NMSS: Filled with the masks' logits, L = S/4 x S/4.
         """
-        _, norm, activation, last, _ = cast(Any, self.decoder.output_upscaling)
-        count, masks, channels = weights_NMc.shape
-        side, dtype = logits_NMSS.shape[-1] // 4, self.upscaling_dtype
-        weights_NMc = weights_NMc.to(dtype)
-        by_row_Nor = (image.upscaling_oC @ tokens.basis_NrC.transpose(1, 2)).to(dtype)
-        last_oc, last_bias_o = (tensor.to(dtype) for tensor in _as_linear(last))
-        gain_c1, bias_c1 = (tensor.to(dtype)[:, None] for tensor in (norm.weight, norm.bias))
-        scale_N1L, rows_NrL = tokens.scale_N1L.to(dtype), tokens.rows_NrL.to(dtype)
-        step = max(1, places // side)
-        for top in range(0, side, step):
-            strip = slice(top * side, (top + step) * side)
-            first_NoL = products(by_row_Nor, rows_NrL[:, :, strip], image.upscaling_rest_o1)
-            first_NoL = first_NoL.addcmul_(scale_N1L[:, :, strip], image.upscaling_shared_oL[:, strip])
-            first_Ncp = first_NoL.view(count, len(norm.weight), -1)  # c 64, p 4 pixels of each token
-            variance_N1p = first_Ncp.square().mean(1, keepdim=True, dtype=torch.float32)
-            first_Ncp = first_Ncp.mul_(variance_N1p.add_(norm.eps).rsqrt_().to(dtype))
-            first_Ncp = first_Ncp.mul_(gain_c1).add_(bias_c1)
-            second_Nop = products(last_oc.expand(count, -1, -1), activation(first_Ncp), last_bias_o[:, None])
-            second_Ncq = activation(second_Nop).view(count, channels, -1)  # q 16 pixels of each token
-            made = torch.bmm(weights_NMc, second_Ncq).view(count, masks, 2, 2, 2, 2, -1, side)
-            # A token's pixels in rows, then in columns: two steps, as one would go number by number.
-            by_column = made.permute(0, 1, 6, 4, 2, 5, 3, 7).reshape(count, masks, -1, 4, side)
-            logits_NMSS[:, :, 4 * top : 4 * (top + step)] = by_column.transpose(3, 4).flatten(3)
+        _, norm, _, last, _ = cast(Any, self.decoder.output_upscaling)
+        dtype = self.upscaling_dtype
+        weights_NMc, scale_NL1 = weights_NMc.to(dtype), tokens.scale_N1L.mT.to(dtype)
+        by_row_iNor = [(weight_oC @ tokens.basis_NrC.mT).to(dtype) for weight_oC in image.upscaling_ioC]
+        last_ioc, last_bias_o = (tensor.to(dtype) for tensor in _as_linear(last))
+        gain_c, bias_c = norm.weight.to(dtype), norm.bias.to(dtype)
+        rows_NLr = tokens.rows_NrL.mT.to(dtype)
+        # Of the 4 x 4 pixels that a place becomes, one row at a time: the first convolution makes two, and the last
+        # two of each. Channels are last, so that a pixel's columns are part of its row's.
+        for i, by_row_Nor in enumerate(by_row_iNor):
+            first_NLo = torch.addcmul(image.upscaling_rest_io[i], scale_NL1, image.upscaling_shared_iLo[i])
+            first_NLo = products(rows_NLr, by_row_Nor.mT, first_NLo)
+            first_pc = first_NLo.view(-1, len(gain_c))  # p pixels of all prompts
+            first_pc = gelu_(F.layer_norm(first_pc, gain_c.shape, gain_c, bias_c, norm.eps))
+            for j, last_oc in enumerate(last_ioc):
+                second_po = gelu_of_linear(first_pc, last_oc, last_bias_o)
+                second_Nqc = second_po.view(len(tokens), -1, weights_NMc.shape[2])
+                made_NMq = torch.bmm(weights_NMc, second_Nqc.mT)
+                logits_NMSS[:, :, 2 * i + j :: 4] = made_NMq.unflatten(2, (-1, logits_NMSS.shape[3]))
 
     def _projection(
         self,
@@ -279,9 +272,9 @@ class FastDecoder:
 
     def _image_tokens(self, image: ImageTables, count: int) -> ImageTokens:
         """The image's own, before any layer."""
-        places = image.upscaling_shared_oL.shape[1]
+        _, places, _ = image.upscaling_shared_iLo.shape
         channels = image.keys.weight_hdC.shape[2]
-        scale = torch.ones(count, 1, places, device=image.upscaling_shared_oL.device)
+        scale = torch.ones(count, 1, places, device=image.upscaling_shared_iLo.device)
         rows = scale.new_empty(count, 0, places, dtype=self.dtype)
         return ImageTokens(scale, rows, scale.new_empty(count, 0, channels))
 
@@ -395,5 +388,10 @@ def _centred(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
 
 
 def _as_linear(convolution: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """A transposed convolution of kernel 2 and stride 2 as a linear map to c channels x 4 pixels."""
-    return convolution.weight.permute(1, 2, 3, 0).flatten(0, 2), convolution.bias.repeat_interleave(4)
+    """A transposed convolution of kernel 2 and stride 2 as two linear maps, one for each row of pixels.
+
+    Returns:
+        Weights 2 x o x channels and the bias (o), which is that of both; o is the two pixels of the row, with all
+        channels each.
+    """
+    return convolution.weight.permute(2, 3, 1, 0).flatten(1, 2), convolution.bias.repeat(2)

@@ -31,25 +31,28 @@ def _onednn() -> Any:
     return linear if works else None
 
 
-_LINEAR: Final = None if _is_intel() else _onednn()
+_ONEDNN: Final = _onednn()
+_LINEAR: Final = None if _is_intel() else _ONEDNN
 
 
-def products(left_Nij: torch.Tensor, right_Njk: torch.Tensor, plus_i1: torch.Tensor | None = None) -> torch.Tensor:
+def products(
+    left_Nij: torch.Tensor, right_Njk: torch.Tensor, onto_Nik: torch.Tensor | None = None
+) -> torch.Tensor:
     """N products of matrices i x j and j x k: N x i x k. As `torch.bmm`, but for rounding; not differentiable.
 
     Args:
         left_Nij: float32 or bfloat16, on any device.
         right_Njk: The same.
-        plus_i1: Is added to each column of the products.
+        onto_Nik: Is added to, in place, and returned.
     """
     if _LINEAR is None or left_Nij.device.type != "cpu" or left_Nij.dtype != torch.float32 or not len(left_Nij):
-        return torch.bmm(left_Nij, right_Njk) if plus_i1 is None else torch.baddbmm(plus_i1, left_Nij, right_Njk)
+        return torch.bmm(left_Nij, right_Njk) if onto_Nik is None else onto_Nik.baddbmm_(left_Nij, right_Njk)
     if not right_Njk.mT.is_contiguous():
         right_Njk = right_Njk.contiguous()  # of a part of a larger matrix oneDNN makes a slow plain loop
     pairs = zip(left_Nij.contiguous(), right_Njk.mT, strict=True)
     made = [_LINEAR(left_ij, right_kj, None, "none", [], "") for left_ij, right_kj in pairs]
     product_Nik = made[0][None] if len(made) == 1 else torch.stack(made)
-    return product_Nik if plus_i1 is None else product_Nik.add_(plus_i1)
+    return product_Nik if onto_Nik is None else onto_Nik.add_(product_Nik)
 
 
 def linear(x: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor | None) -> torch.Tensor:
@@ -58,4 +61,18 @@ def linear(x: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor | None
     if _LINEAR is None or x.device.type != "cpu" or not exact or not x.numel():
         return F.linear(x, weight_oi, bias_o)
     made: torch.Tensor = _LINEAR(x, weight_oi, bias_o, "none", [], "")
+    return made
+
+
+def gelu_of_linear(x_Li: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor) -> torch.Tensor:
+    """GELU of what `linear` makes of rows, in one pass over it on a CPU; not differentiable."""
+    if _ONEDNN is None or x_Li.device.type != "cpu" or not len(x_Li):
+        return gelu_(F.linear(x_Li, weight_oi, bias_o))
+    made: torch.Tensor = _ONEDNN(x_Li, weight_oi, bias_o, "gelu", [], "none")
+    return made
+
+
+def gelu_(x: torch.Tensor) -> torch.Tensor:
+    """In place, which `torch.nn.functional` does not offer."""
+    made: torch.Tensor = torch.ops.aten.gelu_(x)
     return made

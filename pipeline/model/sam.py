@@ -267,9 +267,7 @@ class SamModel(nn.Module):
             kept_KSS = logits_KSS[made : (made := made + int(kept.sum()))]
             shape = (*kept.shape, self.mask_size, self.mask_size)
             all_NMSS = kept_KSS.view(shape) if kept.all() else logits_KSS.new_empty(shape)
-            self.fast_decoder.upscale(
-                predictions.image.tables, tokens, few_weights, self._places_at_once, all_NMSS
-            )
+            self.fast_decoder.upscale(predictions.image.tables, tokens, few_weights, all_NMSS)
             if not kept.all():
                 kept_KSS[:] = all_NMSS[kept]
         return logits_KSS
@@ -295,11 +293,6 @@ class SamModel(nn.Module):
     def _prompts_at_once(self) -> int:
         """A CPU is faster while a prompt's image tokens stay in its cache."""
         return 1 if self.device.type == "cpu" else 1024
-
-    @property
-    def _places_at_once(self) -> int:
-        """As above, of the tokens that are upscaled."""
-        return 1024 if self.device.type == "cpu" else 1 << 30
 
     def _autocast(self) -> AbstractContextManager[None]:
         # On a CPU a TinyViT takes about a tenth of the time; bfloat16 would save half of that, and cost accuracy.
