@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pipeline.model import products as module
-from pipeline.model.products import products
+from pipeline.model.products import gelu_of_linear, products
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -26,8 +27,28 @@ def test_products_are_those_of_bmm(count: int, onednn: bool, monkeypatch: pytest
             (left[:1].expand(count, -1, -1), right),
         ):
             torch.testing.assert_close(products(a, b), torch.bmm(a, b), rtol=1e-5, atol=1e-4)
+            onto = torch.randn(count, a.shape[1], b.shape[2], generator=random)
+            expected = torch.baddbmm(onto, a, b)
+            assert products(a, b, onto) is onto
+            torch.testing.assert_close(onto, expected, rtol=1e-5, atol=1e-4)
     half = left.bfloat16(), right.bfloat16()
     assert torch.equal(products(*half), torch.bmm(*half))
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("count", [0, 300])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_gelu_of_linear_is_that_of_float64(
+    count: int, dtype: torch.dtype, tolerance: float, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ONEDNN", module._onednn() if onednn else None)
+    random = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=random).to(dtype) for shape in ((count, 64), (64, 64), (64,)))
+    with torch.inference_mode():
+        made = gelu_of_linear(x, weight, bias)
+    expected = F.gelu(F.linear(x.double(), weight.double(), bias.double()))
+    assert made.dtype == dtype
+    torch.testing.assert_close(made.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_without_onednn_they_are_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:

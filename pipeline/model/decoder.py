@@ -98,7 +98,7 @@ class ImageTables:
     """Of the last attention."""
     values: Projection
     upscaling_ioC: torch.Tensor
-    """The first transposed convolution as a linear map for each of the two rows of pixels that it makes of a place."""
+    """The first transposed convolution as a linear map for each of the two rows of pixels that a place becomes."""
     upscaling_shared_iLo: torch.Tensor
     """The same of U."""
     upscaling_rest_io: torch.Tensor
@@ -232,8 +232,8 @@ class FastDecoder:
         by_row_iNor = [(weight_oC @ tokens.basis_NrC.mT).to(dtype) for weight_oC in image.upscaling_ioC]
         last_ioc, last_bias_o = (tensor.to(dtype) for tensor in _as_linear(last))
         gain_c, bias_c = norm.weight.to(dtype), norm.bias.to(dtype)
-        rows_NLr = tokens.rows_NrL.mT.to(dtype)
-        # Of the 4 x 4 pixels that a place becomes, one row at a time: the first convolution makes two, and the last
+        rows_NLr = tokens.rows_NrL.to(dtype).mT.contiguous()
+        # Of the 4 x 4 pixels that a place becomes, one row at a time: the first convolution makes two, the last
         # two of each. Channels are last, so that a pixel's columns are part of its row's.
         for i, by_row_Nor in enumerate(by_row_iNor):
             first_NLo = torch.addcmul(image.upscaling_rest_io[i], scale_NL1, image.upscaling_shared_iLo[i])
@@ -244,7 +244,7 @@ class FastDecoder:
                 second_po = gelu_of_linear(first_pc, last_oc, last_bias_o)
                 second_Nqc = second_po.view(len(tokens), -1, weights_NMc.shape[2])
                 made_NMq = torch.bmm(weights_NMc, second_Nqc.mT)
-                logits_NMSS[:, :, 2 * i + j :: 4] = made_NMq.unflatten(2, (-1, logits_NMSS.shape[3]))
+                logits_NMSS[:, :, 2 * i + j :: 4] = made_NMq.view(*weights_NMc.shape[:2], -1, logits_NMSS.shape[3])
 
     def _projection(
         self,
