@@ -10,7 +10,7 @@ from seeded import ReferenceGenerator, Rgb, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from pipeline.amg import MaskGenerator
-from pipeline.model.decoder import ImageTables
+from pipeline.model.image_tokens import ImageTables
 from pipeline.model.sam import THRESHOLDS, Embedding, Predictions, PreparedImage, SamModel
 
 IMAGE_SIZE: Final = 256

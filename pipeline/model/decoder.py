@@ -24,85 +24,17 @@ memory. N prompts, T tokens a prompt, C channels, h heads of d channels, r rows.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from segment_anything.modeling import MaskDecoder
 from torch.nn import functional as F
 
+from pipeline.model.image_tokens import ImageTables, ImageTokens, Layer, Norm, Projection
 from pipeline.model.products import gelu_, gelu_of_linear, products
 
-
-@dataclass(frozen=True)
-class ImageTokens:
-    """Image tokens of N prompts: scale * U + basisᵀ rows + c. U and c are the image's and the weights'."""
-
-    scale_N1L: torch.Tensor
-    rows_NrL: torch.Tensor
-    basis_NrC: torch.Tensor
-
-    def select(self, keep: torch.Tensor) -> "ImageTokens":
-        """Those of the prompts that a bool mask names."""
-        if keep.all():
-            return self
-        return ImageTokens(self.scale_N1L[keep], self.rows_NrL[keep], self.basis_NrC[keep])
-
-    def __len__(self) -> int:
-        return len(self.scale_N1L)
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A linear map of image tokens, as far as it is the same for all prompts; by heads."""
-
-    weight_hdC: torch.Tensor
-    shared_hdL: torch.Tensor
-    """Of U; where tokens are the image's own, with the rest."""
-    rest_hdL: torch.Tensor | None
-    """Of c and of the positions, and the bias; None where it is part of `shared_hdL`."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """What the normalisation after a layer needs: Y = s U + Bᵀ R + k, centred over the channels."""
-
-    dots_hdL: tuple[torch.Tensor, ...]
-    """Products with U of a basis that is made of values: those of each layer so far."""
-    constant_dots_1L: tuple[torch.Tensor, ...]
-    """Products with U of the constant rows: of each layer so far, k last."""
-    energy_L: torch.Tensor
-    """|U|²"""
-    constant_C: torch.Tensor
-    """k"""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Shared tables of one layer."""
-
-    keys: Projection
-    values: Projection
-    queries: Projection
-    basis_hdC: torch.Tensor
-    """What values of tokens become in the basis: the output projection, centred over the channels."""
-    norm: Norm
-
-
-@dataclass(frozen=True)
-class ImageTables:
-    """What all prompts of one image share."""
-
-    layers: tuple[Layer, ...]
-    keys: Projection
-    """Of the last attention."""
-    values: Projection
-    upscaling_ioC: torch.Tensor
-    """The first transposed convolution as a linear map for each of the two rows of pixels that a place becomes."""
-    upscaling_shared_iLo: torch.Tensor
-    """The same of U."""
-    upscaling_rest_io: torch.Tensor
-    """The same of c, with its bias."""
+_PLACES: Final = 2048
+"""Of image tokens that are updated at a time, so that a CPU's cache holds what is made of them."""
 
 
 class FastDecoder:
@@ -299,28 +231,53 @@ class FastDecoder:
     def _read_some(
         self, keys: Projection, values: Projection, queries_NhTd: torch.Tensor, state: ImageTokens
     ) -> torch.Tensor:
-        weights_NhTL = torch.softmax(self._scores(queries_NhTd, keys, state), dim=-1)
-        shared_hLd = values.shared_hdL.transpose(1, 2)
+        through_Nor = self._through(queries_NhTd, keys, state)
+        weights_hNTL = torch.softmax(self._scores(queries_NhTd, through_Nor, keys, state), dim=-1)
+        shared_hLd = values.shared_hdL.mT
         if values.rest_hdL is None:
-            return _per_head(weights_NhTL, shared_hLd).float()
-        by_row_Nrr = products(weights_NhTL.flatten(1, 2), state.rows_NrL.transpose(1, 2)).float()
-        through_NhTC = torch.bmm(by_row_Nrr, state.basis_NrC).view(*queries_NhTd.shape[:3], -1)
-        read = _per_head(weights_NhTL.mul_(state.scale_N1L[:, None].to(self.dtype)), shared_hLd).float()
-        read = read + _per_head(through_NhTC, values.weight_hdC.transpose(1, 2))
-        return read + values.rest_hdL.transpose(1, 2)
+            return _per_head(weights_hNTL, shared_hLd).float().transpose(0, 1)
+        by_row_Nor = products(weights_hNTL.transpose(0, 1).flatten(1, 2), state.rows_NrL.mT).float()
+        through_NhTC = torch.bmm(by_row_Nor, state.basis_NrC).view(*queries_NhTd.shape[:3], -1)
+        read_hNTd = _per_head(weights_hNTL.mul_(state.scale_N1L.to(self.dtype)), shared_hLd).float()
+        read_hNTd = read_hNTd + _per_head(through_NhTC.transpose(0, 1), values.weight_hdC.mT)
+        return read_hNTd.transpose(0, 1) + values.rest_hdL.mT
 
-    def _scores(self, tokens_NhTd: torch.Tensor, projection: Projection, state: ImageTokens) -> torch.Tensor:
-        """Products of tokens with projected image tokens, N x h x T x L."""
-        few_NhTd = tokens_NhTd.to(self.dtype)
-        scores = _per_head(few_NhTd, projection.shared_hdL)
+    def _scores(
+        self,
+        tokens_NhTd: torch.Tensor,
+        through_Nor: torch.Tensor | None,
+        projection: Projection,
+        state: ImageTokens,
+        strip: slice = slice(None),
+    ) -> torch.Tensor:
+        """Products of tokens with projected image tokens at some places, h x N x T x places.
+
+        Args:
+            tokens_NhTd: By heads.
+            through_Nor: What `_through` makes of these.
+            projection: Of the image tokens.
+            state: The image tokens.
+            strip: The places.
+        """
+        count, heads, length, _ = tokens_NhTd.shape
+        few_hod = tokens_NhTd.transpose(0, 1).flatten(1, 2).to(self.dtype)  # o tokens of all prompts
+        scores_hoL = torch.bmm(few_hod, projection.shared_hdL[:, :, strip])
+        scores_hNTL = scores_hoL.view(heads, count, length, -1)
+        if projection.rest_hdL is None or through_Nor is None:
+            return scores_hNTL
+        scores_hNTL.mul_(state.scale_N1L[:, :, strip].to(self.dtype))
+        scores_hoL.baddbmm_(few_hod, projection.rest_hdL[:, :, strip])
+        by_row_NoL = products(through_Nor.to(self.dtype), state.rows_NrL[:, :, strip])
+        return scores_hNTL.add_(by_row_NoL.view(count, heads, length, -1).transpose(0, 1))
+
+    def _through(
+        self, tokens_NhTd: torch.Tensor, projection: Projection, state: ImageTokens
+    ) -> torch.Tensor | None:
+        """Products of tokens with the projected basis, N x hT x r; None where there are no rows yet."""
         if projection.rest_hdL is None:
-            return scores
-        scores = scores.mul_(state.scale_N1L[:, None].to(self.dtype)).add_(
-            _per_head(few_NhTd, projection.rest_hdL)
-        )
-        through_NrC = _per_head(tokens_NhTd, projection.weight_hdC).flatten(1, 2)
-        by_row_Nrr = torch.bmm(through_NrC, state.basis_NrC.transpose(1, 2)).to(self.dtype)
-        return scores.add_(products(by_row_Nrr, state.rows_NrL).view_as(scores))
+            return None
+        through_hNTC = _per_head(tokens_NhTd.transpose(0, 1), projection.weight_hdC)
+        return torch.bmm(through_hNTC.transpose(0, 1).flatten(1, 2), state.basis_NrC.mT)
 
     def _updated(
         self,
@@ -341,31 +298,45 @@ class FastDecoder:
     def _updated_some(
         self, norm: Any, tables: Layer, state: ImageTokens, keys_NhTd: torch.Tensor, values: list[torch.Tensor]
     ) -> ImageTokens:
-        weights_NrL = torch.softmax(self._scores(keys_NhTd, tables.queries, state), dim=2).flatten(1, 2)
-        count, _, places = weights_NrL.shape
-        rows_NrL = torch.cat([state.rows_NrL, weights_NrL, weights_NrL.new_ones(count, 1, places)], dim=1)
+        through_Nor = self._through(keys_NhTd, tables.queries, state)
         basis_NrC = self._basis(tables, state, values[-1])
-        # |Y|² of Y = s U + Bᵀ R: s² |U|², and for each row R times 2 s B U + B Bᵀ R.
-        gram_Nrr = torch.bmm(basis_NrC, basis_NrC.transpose(1, 2)).to(self.dtype)
-        products_NrL = products(gram_Nrr, rows_NrL)
-        parts = torch.split(rows_NrL, [part for few in values for part in (few.shape[1] * few.shape[2], 1)], dim=1)
-        own_N1L = tables.norm.energy_L * state.scale_N1L
-        for few, dots, constant_dots, part, constant in zip(
-            values, tables.norm.dots_hdL, tables.norm.constant_dots_1L, parts[::2], parts[1::2], strict=True
-        ):
-            shared_NrL = _per_head(few.to(self.dtype), dots).flatten(1, 2).mul_(part)
-            own_N1L += 2 * shared_NrL.sum(1, keepdim=True, dtype=torch.float32)
-            own_N1L += 2 * constant_dots * constant
-        energy_N1L = products_NrL.mul_(rows_NrL).sum(1, keepdim=True, dtype=torch.float32)
-        energy_N1L += own_N1L.mul_(state.scale_N1L)
-        scale_N1L = energy_N1L.clamp_(min=0).div_(basis_NrC.shape[2]).add_(norm.eps).rsqrt_()
-        return ImageTokens(
-            state.scale_N1L * scale_N1L, rows_NrL.mul_(scale_N1L.to(self.dtype)), basis_NrC * norm.weight
-        )
+        gram_Nrr = torch.bmm(basis_NrC, basis_NrC.mT).to(self.dtype)
+        values_hNTd = [few_NhTd.transpose(0, 1).to(self.dtype) for few_NhTd in values]
+        old, places = state.rows_NrL.shape[1:]
+        rows_NrL = state.rows_NrL.new_empty(*basis_NrC.shape[:2], places)
+        scale_N1L = torch.empty_like(state.scale_N1L)
+        for start in range(0, places, _PLACES):
+            strip = slice(start, start + _PLACES)
+            before_N1l = state.scale_N1L[:, :, strip]
+            scores_hNTl = self._scores(keys_NhTd, through_Nor, tables.queries, state, strip)
+            few_Nrl = rows_NrL[:, :, strip]
+            few_Nrl[:, :old] = state.rows_NrL[:, :, strip]
+            new_NhTl = torch.unflatten(few_Nrl[:, old:-1], 1, keys_NhTd.shape[1:3])
+            new_NhTl.copy_(scores_hNTl.softmax(dim=2).transpose(0, 1))
+            few_Nrl[:, -1] = 1
+            # |Y|² of Y = s U + Bᵀ R: s² |U|², and for each row R times 2 s B U + B Bᵀ R.
+            products_Nrl = products(gram_Nrr, few_Nrl)
+            twice_N1l = 2 * before_N1l.to(self.dtype)
+            first = 0
+            for few_hNTd, dots_hdL, constant_dots_1L in zip(
+                values_hNTd, tables.norm.dots_hdL, tables.norm.constant_dots_1L, strict=True
+            ):
+                shared_NhTl = _per_head(few_hNTd, dots_hdL[:, :, strip]).transpose(0, 1)
+                last = first + shared_NhTl.shape[1] * shared_NhTl.shape[2]
+                by_head_NhTl = torch.unflatten(products_Nrl[:, first:last], 1, shared_NhTl.shape[1:3])
+                by_head_NhTl.addcmul_(twice_N1l[:, None], shared_NhTl)
+                products_Nrl[:, last].addcmul_(twice_N1l[:, 0], constant_dots_1L[:, strip])
+                first = last + 1
+            energy_N1l = products_Nrl.mul_(few_Nrl).sum(1, keepdim=True, dtype=torch.float32)
+            energy_N1l += tables.norm.energy_L[strip] * before_N1l.square()
+            after_N1l = energy_N1l.clamp_(min=0).div_(basis_NrC.shape[2]).add_(norm.eps).rsqrt_()
+            scale_N1L[:, :, strip] = before_N1l * after_N1l
+            few_Nrl.mul_(after_N1l.to(self.dtype))
+        return ImageTokens(scale_N1L, rows_NrL, basis_NrC * norm.weight)
 
     def _basis(self, tables: Layer, state: ImageTokens, values_NhTd: torch.Tensor) -> torch.Tensor:
         """B of Y, N x r x C: the rows so far, those of values, the constant."""
-        own_NrC = _per_head(values_NhTd, tables.basis_hdC).flatten(1, 2)
+        own_NrC = _per_head(values_NhTd.transpose(0, 1), tables.basis_hdC).transpose(0, 1).flatten(1, 2)
         constant_N1C = tables.norm.constant_C.expand(len(values_NhTd), 1, -1)
         return torch.cat([_centred(state.basis_NrC, 2), own_NrC, constant_N1C], dim=1)
 
@@ -375,11 +346,10 @@ def _heads(x_NTi: torch.Tensor, heads: int) -> torch.Tensor:
     return x_NTi.view(*x_NTi.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _per_head(x_NhTi: torch.Tensor, table_hij: torch.Tensor) -> torch.Tensor:
-    """Each head's rows times its own matrix, the same for all prompts: N x h x T x j."""
-    count, heads, length, _ = x_NhTi.shape
-    product = torch.bmm(x_NhTi.transpose(0, 1).flatten(1, 2), table_hij)
-    return product.view(heads, count, length, -1).transpose(0, 1)
+def _per_head(x_hNTi: torch.Tensor, table_hij: torch.Tensor) -> torch.Tensor:
+    """Each head's rows times its own matrix, the same for all prompts: h x N x T x j."""
+    product = torch.bmm(x_hNTi.flatten(1, 2), table_hij)
+    return product.view(*x_hNTi.shape[:3], -1)
 
 
 def _centred(x: torch.Tensor, dim: int = 0) -> torch.Tensor:

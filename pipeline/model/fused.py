@@ -16,7 +16,8 @@ from typing import Any, Final
 import torch
 from torch.nn import functional as F
 
-from pipeline.model.decoder import FastDecoder, ImageTokens, Layer, Projection
+from pipeline.model.decoder import FastDecoder
+from pipeline.model.image_tokens import ImageTokens, Layer, Projection
 
 MOST_TOKENS: Final = 8
 """Of a prompt."""

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from pipeline.errors import SettingsError
 from pipeline.images import input_size_of
-from pipeline.model.decoder import FastDecoder, ImageTables, ImageTokens
+from pipeline.model.decoder import FastDecoder
+from pipeline.model.image_tokens import ImageTables, ImageTokens
 from pipeline.model.inference import hasten
 from pipeline.model.tinyvit import (
     EMBEDDING_CHANNELS,
@@ -291,8 +292,8 @@ class SamModel(nn.Module):
 
     @property
     def _prompts_at_once(self) -> int:
-        """A CPU is faster while a prompt's image tokens stay in its cache."""
-        return 1 if self.device.type == "cpu" else 1024
+        """Of a CPU so few that what is made of them stays in its cache, but several for each reading of tables."""
+        return 4 if self.device.type == "cpu" else 1024
 
     def _autocast(self) -> AbstractContextManager[None]:
         # On a CPU a TinyViT takes about a tenth of the time; bfloat16 would save half of that, and cost accuracy.
