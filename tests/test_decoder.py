@@ -5,7 +5,7 @@ import torch
 from seeded import lively_state_dict, model_with
 from segment_anything.modeling.common import LayerNorm2d
 
-from pipeline.model import load_model
+from pipeline.model import decoder, load_model
 from pipeline.model.decoder import FastDecoder
 from pipeline.model.sam import SamModel
 
@@ -42,20 +42,20 @@ def reference(model: SamModel, features: torch.Tensor, sparse: torch.Tensor) -> 
 def fast(
     model: SamModel, features: torch.Tensor, sparse: torch.Tensor, at_once: int, dtype: torch.dtype
 ) -> Answers:
-    decoder = model.mask_decoder
-    runner = FastDecoder(decoder, dtype, dtype)
+    modules = model.mask_decoder
+    runner = FastDecoder(modules, dtype, dtype)
     positions = model.prompt_encoder.get_dense_pe()
-    output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    output = torch.cat([modules.iou_token.weight, modules.mask_tokens.weight])
     tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
     image = runner.image(features, model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1), positions)
     hidden, states = runner.run(image, tokens, at_once)
     weights = torch.stack(
-        [head(hidden[:, 1 + i]) for i, head in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+        [head(hidden[:, 1 + i]) for i, head in enumerate(modules.output_hypernetworks_mlps)], dim=1
     )
-    masks_NMSS = torch.empty(len(sparse), decoder.num_mask_tokens, model.mask_size, model.mask_size)
+    masks_NMSS = torch.empty(len(sparse), modules.num_mask_tokens, model.mask_size, model.mask_size)
     for state, *parts in zip(states, *(x.split(at_once) for x in (weights, masks_NMSS)), strict=True):
         runner.upscale(image, state, *parts)
-    return masks_NMSS, decoder.iou_prediction_head(hidden[:, 0])
+    return masks_NMSS, modules.iou_prediction_head(hidden[:, 0])
 
 
 @pytest.mark.parametrize("image_size", [64, 256])
@@ -72,6 +72,19 @@ def test_float32_answers_are_the_references(image_size: int, kind: str, at_once:
     masks, iou = fast(model, features, sparse, at_once, torch.float32)
     expected, expected_iou = reference(model, features, sparse)
     assert masks.shape == expected.shape
+    assert (masks - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (iou - expected_iou).abs().max() <= 1e-5 * expected_iou.abs().max()
+
+
+@torch.inference_mode()
+def test_strips_do_not_change_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = model_of("lively", 256)
+    features = torch.randn(1, 256, 16, 16) * 0.5
+    sparse = prompts(model, 9, "1 point")
+    monkeypatch.setattr(decoder, "_PLACES", 100)  # of 256
+    masks, iou = fast(model, features, sparse, 4, torch.float32)
+    expected, expected_iou = reference(model, features, sparse)
     assert (masks - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert (iou - expected_iou).abs().max() <= 1e-5 * expected_iou.abs().max()
 
