@@ -30,19 +30,17 @@ import numpy as np
 import skimage.data
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from segment_anything.utils.amg import build_point_grid
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
 
-from reporting import origin, table  # noqa: E402
+from reporting import origin, photographs, reference_weights, table  # noqa: E402
 from seeded import ReferenceGenerator, reference_with  # noqa: E402
 
 from pipeline.amg import MaskGenerator  # noqa: E402
 from pipeline.model import SamModel, load_model, pick_device  # noqa: E402
 from pipeline.model.fused import FusedDecoder  # noqa: E402
 from pipeline.model.sam import Precision  # noqa: E402
-from pipeline.model.weights import UNUSED, read_checkpoint  # noqa: E402
 
 Rgb = NDArray[np.uint8]
 LARGEST_ERROR: Final[dict[Precision, float]] = {"fp32": 1e-5, "bf16": 0.03}
@@ -78,14 +76,10 @@ def main() -> None:
     if any(not max(found) <= LARGEST_ERROR[models[name].precision] for name, found in errors.items()):  # NaN too
         sys.exit(f"{text}\nwrong answers: not timed")
 
-    photographs = _photographs(options.images)[: options.limit]
+    pictures = _photographs(options.images)[: options.limit]
     points = build_point_grid(options.points_per_side)
-    text += "\n" + table(_stages(models, photographs[0], points, device, options.rounds))
-    tensors = {name: torch.zeros(shape) for name, shape in UNUSED.items()}
-    tensors |= dict(read_checkpoint(options.checkpoint).tensors)
-    stock = reference_with(
-        {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, options.image_size
-    )
+    text += "\n" + table(_stages(models, pictures[0], points, device, options.rounds))
+    stock = reference_with(reference_weights(options.checkpoint), options.image_size)
     thresholds = models["fp32"].thresholds
     reference = ReferenceGenerator(
         stock.to(device), points_per_side=options.points_per_side, points_per_batch=64, **thresholds
@@ -96,7 +90,7 @@ def main() -> None:
     for name, model in models.items():
         ours = MaskGenerator(model, points_per_side=options.points_per_side)
         generators[f"everymask, {name}"] = partial(_counts, ours)
-    text += "\n" + table(_throughput(generators, photographs, device, options.rounds))
+    text += "\n" + table(_throughput(generators, pictures, device, options.rounds))
     print(text)
     if options.output:
         Path(options.output).write_text("# On one GPU\n\n" + text)
@@ -230,8 +224,7 @@ def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 def _photographs(folder: Path | None) -> list[Rgb]:
     if folder is None:
         return [skimage.data.coffee(), skimage.data.astronaut(), skimage.data.rocket(), skimage.data.chelsea()]
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
-    return [np.array(Image.open(path).convert("RGB")) for path in files]
+    return list(photographs(folder).values())
 
 
 if __name__ == "__main__":

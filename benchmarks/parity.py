@@ -22,17 +22,15 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
 
-from reporting import Masks, ious, origin, partners, table  # noqa: E402
+from reporting import Masks, ious, origin, partners, photographs, reference_weights, table  # noqa: E402
 from seeded import ReferenceGenerator, SamPredictor, lively_state_dict, reference_with  # noqa: E402
 
 from pipeline.amg import MaskGenerator  # noqa: E402
 from pipeline.model import SamModel, load_model, pick_device  # noqa: E402
 from pipeline.model.sam import Precision  # noqa: E402
-from pipeline.model.weights import UNUSED, read_checkpoint  # noqa: E402
 
 Rgb = NDArray[np.uint8]
 
@@ -59,15 +57,12 @@ def main() -> None:
     device = pick_device(options.device)
     reference, address = _reference(options, device)
     settings = {name: SETTINGS[name] | {"points_per_side": options.points_per_side} for name in options.settings}
-    files = sorted(
-        path for path in Path(options.images).iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"}
-    )
-    photographs = {path.name: _read(path) for path in files[: options.limit]}
+    pictures = photographs(Path(options.images), options.limit)
     precisions: list[Precision] = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
     ours = {precision: load_model(address, device, precision, options.image_size) for precision in precisions}
     thresholds = dict(ours[precisions[0]].thresholds)
 
-    first = next(iter(photographs.values()))
+    first = next(iter(pictures.values()))
     warm_up = {"points_per_side": 2}
     for model in ours.values():
         MaskGenerator(model, **warm_up).generate(first)
@@ -75,7 +70,7 @@ def main() -> None:
 
     rows: dict[str, list[list[str]]] = {precision: [] for precision in precisions}
     differences = []
-    for name, rgb in photographs.items():
+    for name, rgb in pictures.items():
         if "fp32" in ours:
             differences.append(_encoder_difference(reference, ours["fp32"], rgb))
         for setting, arguments in settings.items():
@@ -129,8 +124,7 @@ def _reference(options: argparse.Namespace, device: torch.device) -> tuple[Any, 
     # cuDNN's convolutions round to TF32 by default, which is not float32.
     torch.backends.cudnn.allow_tf32 = False
     if options.checkpoint:
-        unused = {name: torch.zeros(shape) for name, shape in UNUSED.items()}
-        weights, address = unused | dict(read_checkpoint(options.checkpoint).tensors), options.checkpoint
+        weights, address = reference_weights(options.checkpoint), options.checkpoint
     else:
         weights = lively_state_dict(options.seed)
         address = str(Path(tempfile.mkdtemp()) / f"seed-{options.seed}.pt")
@@ -144,11 +138,6 @@ def _encoder_difference(reference: Any, model: SamModel, rgb: Rgb) -> float:
     predictor = SamPredictor(reference)
     predictor.set_image(rgb)
     return float((predictor.features - model.encode(rgb).features_1CHW).abs().max())
-
-
-def _read(path: Path) -> Rgb:
-    with Image.open(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def _timed(generate: Callable[[Rgb], Masks], rgb: Rgb, device: torch.device) -> tuple[Masks, float]:

@@ -9,8 +9,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from pycocotools import mask as coco
 from scipy.optimize import linear_sum_assignment
+
+from pipeline.model.weights import UNUSED, read_checkpoint
 
 Masks = list[dict[str, Any]]
 PARTNERS: Final = 0.5
@@ -36,6 +39,23 @@ def table(rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines) + "\n"
+
+
+def photographs(folder: Path, limit: int | None = None) -> dict[str, NDArray[np.uint8]]:
+    """The JPEG and PNG files of a folder by name, upright, H x W x 3 RGB."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    return {path.name: _read(path) for path in files[:limit]}
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def reference_weights(checkpoint: str) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors by name, with those that the package mobile_sam wants and never uses."""
+    unused = {name: torch.zeros(shape) for name, shape in UNUSED.items()}
+    return unused | dict(read_checkpoint(checkpoint).tensors)
 
 
 def ious(masks: Masks, expected: Masks) -> NDArray[np.float64]:

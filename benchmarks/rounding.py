@@ -17,18 +17,16 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
 
-from reporting import Masks, origin, table  # noqa: E402
+from reporting import Masks, origin, photographs, reference_weights, table  # noqa: E402
 from seeded import ReferenceGenerator, SamPredictor, reference_with  # noqa: E402
 
 from pipeline import rle  # noqa: E402
 from pipeline.amg import MaskGenerator  # noqa: E402
 from pipeline.model import load_model  # noqa: E402
-from pipeline.model.weights import UNUSED, read_checkpoint  # noqa: E402
 
 Rgb = NDArray[np.uint8]
 
@@ -45,20 +43,17 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     model = load_model(options.checkpoint, "cpu", image_size=1024)
-    unused = {name: torch.zeros(shape) for name, shape in UNUSED.items()}
-    reference = reference_with(unused | dict(read_checkpoint(options.checkpoint).tensors), 1024)
+    reference = reference_with(reference_weights(options.checkpoint), 1024)
     exact = copy.deepcopy(reference).double()
     exact.eval()  # its gathered attention biases follow the second call
-    files = [path for path in sorted(options.images.iterdir()) if path.suffix.lower() in {".jpg", ".jpeg", ".png"}]
     rows = [["photograph", "masks", "of", "and", "equal masks", "pixels that differ", "of pixels in masks"]]
-    for path in files[: options.limit]:
-        rgb = np.array(Image.open(path).convert("RGB"))
+    for name, rgb in photographs(options.images, options.limit).items():
         generator = ReferenceGenerator(reference, output_mode="coco_rle", **model.thresholds)
         of = {"mobile_sam": generator.generate(rgb), "everymask": MaskGenerator(model).generate(rgb)}
         if [mask["point_coords"] for mask in of["mobile_sam"]] != [
             mask["point_coords"] for mask in of["everymask"]
         ]:
-            sys.exit(f"{path.name}: other masks: compare with benchmarks/parity.py")
+            sys.exit(f"{name}: other masks: compare with benchmarks/parity.py")
         of["mobile_sam in float64"] = _made_again(exact, reference, rgb, of["mobile_sam"])
         pixels = sum(mask["area"] for mask in of["mobile_sam"])
         for a, b in (
@@ -67,7 +62,7 @@ def main() -> None:
             ("everymask", "mobile_sam in float64"),
         ):
             strays = [_differing(one, other) for one, other in zip(of[a], of[b], strict=True)]
-            row = [path.name, str(len(strays)), a, b, str(strays.count(0)), str(sum(strays)), f"{pixels:,}"]
+            row = [name, str(len(strays)), a, b, str(strays.count(0)), str(sum(strays)), f"{pixels:,}"]
             print(*row, file=sys.stderr, flush=True)
             rows.append(row)
     text = origin(torch.device("cpu")) + f"* weights {options.checkpoint}\n\n{table(rows)}"

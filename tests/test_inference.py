@@ -44,3 +44,14 @@ def test_a_normalisation_in_training_mode_is_one_in_inference_too() -> None:
     with torch.inference_mode():
         made = layer(torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0)))
     assert made.mean((0, 2, 3)).abs().max() < 1e-5
+
+
+def test_on_a_cpu_the_neck_sums_with_channels_first() -> None:
+    """Its convolution rounds more with channels last."""
+    encoder = seeded_model(3, 64).image_encoder
+    seen: list[bool] = []
+    encoder.neck.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        encoder(pixels.contiguous(memory_format=torch.channels_last))
+    assert seen == [True]

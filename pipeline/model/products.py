@@ -65,7 +65,7 @@ def linear(x: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor | None
 
 
 def gelu_of_linear(x_Li: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor) -> torch.Tensor:
-    """GELU of what `linear` makes of rows, in one pass over it on a CPU; not differentiable."""
+    """Rows L x i to L x o: GELU of a linear map, on a CPU in one pass over what it makes; not differentiable."""
     if _ONEDNN is None or x_Li.device.type != "cpu" or not len(x_Li):
         return gelu_(F.linear(x_Li, weight_oi, bias_o))
     made: torch.Tensor = _ONEDNN(x_Li, weight_oi, bias_o, "gelu", [], "none")
