@@ -2,18 +2,19 @@
 
 With the trained weights that come along, every default at the published size, with the full grid on one
 photograph; with random weights that were made lively, all settings with fewer prompts, for time, there and at 256.
-The full grid on as many photographs as one likes is `benchmarks/parity.py`'s.
+The full grid on as many photographs as one likes is `benchmarks/parity.py`'s. Rounding of float32 makes masks
+differ by single pixels; test_exact_parity.py compares without it.
 `EVERYMASK_PHOTOS` names a folder of more photographs to compare on.
 """
 
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pytest
 import torch
+from pairs import KEEP_MANY, SETTINGS, SMALL_SIZE, assert_lively, few_prompts, pair, photographs, trained_pair
 from PIL import Image
 from pycocotools import mask as coco
 from running import make_dataset, rows
@@ -21,134 +22,20 @@ from scipy.optimize import linear_sum_assignment
 from seeded import (
     PHOTOGRAPHS,
     ReferenceGenerator,
-    Rgb,
-    Sam,
-    SamPredictor,
     assert_parity,
-    grid,
     lively_state_dict,
     mask_ious,
     model_with,
-    reference_with,
 )
 
 from pipeline import rle
 from pipeline.amg import MaskGenerator
 from pipeline.config import AmgConfig, MasksConfig, ModelConfig
 from pipeline.model import load_model
-from pipeline.model.sam import Embedding, SamModel
-from pipeline.model.weights import read_checkpoint
 from pipeline.storage import canonical_uri
 
-KEEP_MANY: Final = {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
-SETTINGS: Final[dict[str, dict[str, Any]]] = {
-    "defaults": {},
-    "crops": {"crop_n_layers": 1},
-    "crops, keep-many": {"crop_n_layers": 1, **KEEP_MANY},
-    "regions": {"min_mask_region_area": 100},
-    "keep-many": KEEP_MANY,
-}
-SMALL_SIZE: Final = 256
-_PROMPTS_AT_ONCE: Final = 16
 _ROUNDING: Final = 1e-5
 """Of float32 in a mask's logits, as a part of the largest."""
-
-
-def photographs(*names: str) -> Any:
-    """Parameters `name`; one process takes all tests of a photograph, and remembers what it encoded."""
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names])
-
-
-class RememberingPredictor(SamPredictor):
-    """The reference's predictor, which does not encode or decode the same thing twice."""
-
-    def __init__(self, sam: Sam) -> None:
-        super().__init__(sam)
-        self.encoded: dict[bytes, torch.Tensor] = {}
-        self.decoded: dict[tuple[bytes, bytes], tuple[torch.Tensor, torch.Tensor]] = {}
-        self.key = b""
-
-    def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
-        self.key = transformed_image.numpy().tobytes()
-        if self.key not in self.encoded:
-            super().set_torch_image(transformed_image, original_image_size)
-            self.encoded[self.key] = self.features
-        self.features = self.encoded[self.key]
-        self.original_size = original_image_size
-        self.input_size = tuple(transformed_image.shape[-2:])
-        self.is_image_set = True
-
-    def predict_torch(
-        self, point_coords: torch.Tensor, labels: torch.Tensor, **keywords: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        key = self.key, point_coords.numpy().tobytes()
-        if key not in self.decoded:
-            masks, iou, logits = super().predict_torch(point_coords, labels, **keywords)
-            self.decoded[key] = iou, logits
-            return masks, iou, logits
-        iou, logits = self.decoded[key]
-        return self.model.postprocess_masks(logits, self.input_size, self.original_size), iou, logits
-
-
-class RememberingModel(SamModel):
-    """Our model, which does not encode the same picture twice."""
-
-    def encode(self, rgb_HW3: Rgb) -> Embedding:
-        memory: dict[tuple[object, ...], Embedding] = self.__dict__.setdefault("memory", {})
-        key = rgb_HW3.shape, rgb_HW3.tobytes()
-        if key not in memory:
-            memory[key] = super().encode(rgb_HW3)
-        return memory[key]
-
-
-class Pair:
-    """Both implementations with the same weights."""
-
-    def __init__(self, image_size: int, weights: dict[str, torch.Tensor]) -> None:
-        self.predictor = RememberingPredictor(reference_with(weights, image_size))
-        self.model = model_with(weights, image_size)
-        self.model.__class__ = RememberingModel
-
-    def masks(self, rgb: Rgb, **arguments: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Ours and the reference's, whose prompts come in smaller batches.
-
-        No prompt's answer depends on the others', but 64 of the reference's take up to 9 GB, and more time.
-        """
-        reference = ReferenceGenerator(self.predictor.model, points_per_batch=_PROMPTS_AT_ONCE, **arguments)
-        reference.predictor = self.predictor
-        arguments.setdefault("output_mode", "coco_rle")
-        return MaskGenerator(self.model, **arguments).generate(rgb), reference.generate(rgb)
-
-    def logits_HW(self, mask: dict[str, Any]) -> torch.Tensor:
-        """Those of one of the reference's masks, at the image's size. Its predicted IoU tells which it is."""
-        for iou_N3, logits_N3LL in self.predictor.decoded.values():
-            for prompt, which in (iou_N3 == mask["predicted_iou"]).nonzero():
-                logits = logits_N3LL[prompt, which][None, None]
-                whole_HW = self.predictor.model.postprocess_masks(
-                    logits, self.predictor.input_size, self.predictor.original_size
-                )[0, 0]
-                if np.array_equal(rle.decode(mask["segmentation"]), (whole_HW > 0).numpy()):
-                    return whole_HW
-        raise AssertionError("the reference has decoded no such mask")
-
-    def forget(self) -> None:
-        """What was encoded and decoded: the full grid's logits are 800 MB a photograph."""
-        self.predictor.encoded.clear()
-        self.predictor.decoded.clear()
-        self.model.__dict__.pop("memory", None)
-
-
-@lru_cache
-def pair(image_size: int) -> Pair:
-    """Both implementations at one size, with lively weights."""
-    return Pair(image_size, lively_state_dict())
-
-
-@lru_cache
-def trained_pair() -> Pair:
-    """Both implementations at the published size, with the weights that come along."""
-    tensors = read_checkpoint("demo").tensors
-    return Pair(1024, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,12 +43,6 @@ def _forget() -> Any:
     yield
     pair.cache_clear()
     trained_pair.cache_clear()
-
-
-def few_prompts(settings: dict[str, Any], side: int, side_in_crops: int) -> dict[str, Any]:
-    """Settings with a coarser grid."""
-    sides = [side, *([side_in_crops] * settings.get("crop_n_layers", 0))]
-    return settings | {"points_per_side": None, "point_grids": [grid(n) for n in sides]}
 
 
 @photographs("coffee", "portrait", "large", "gray", "square")
@@ -200,16 +81,6 @@ def test_masks_at_a_small_size(name: str, setting: str) -> None:
     ours, reference = pair(SMALL_SIZE).masks(PHOTOGRAPHS[name](), **arguments)
     assert_parity(ours, reference, stray_pixels=2)
     assert_lively(reference, setting, prompts=36)
-
-
-def assert_lively(reference: list[dict[str, Any]], setting: str, prompts: int) -> None:
-    """The comparison proved something: masks were kept, and some dropped by all but keep-many."""
-    if setting == "keep-many":
-        assert len(reference) == 3 * prompts
-    elif setting == "crops, keep-many":
-        assert len({tuple(mask["crop_box"]) for mask in reference}) >= 3
-    else:
-        assert 0 < len(reference) < 3 * prompts
 
 
 @pytest.mark.long
