@@ -257,9 +257,7 @@ class _Simulation:
             self._live(worker)
         for start in range(0, cluster.shards, SHARDS_AT_ONCE):
             self._dataset(list(range(start, min(start + SHARDS_AT_ONCE, cluster.shards))))
-        for worker in self.workers:
-            if worker.since <= self.now:
-                self.alive += self.now - worker.since
+        self.alive += sum(max(0.0, self.now - worker.since) for worker in self.workers)
         counts: dict[int, int] = {}
         for times in self.made.values():
             counts[times] = counts.get(times, 0) + 1

@@ -105,14 +105,14 @@ def main() -> None:
     demo, report = (options.output / name for name in ("demo.safetensors", "demo.md"))
     device = options.device
     minutes = options.minutes or MINUTES[device]
-    trained = None
+    trained: Path | None = None
     for number, (flags, seeds, share) in enumerate(ROUNDS[device], 1):
-        before, became = trained, []
+        before, became = trained, list[Path]()
         for seed in seeds:
             became.append(options.output / f"trained-{number}-{seed}.safetensors")
             if not became[-1].exists():
                 common = ["--bsds", options.bsds, "--minutes", minutes, "--device", device, *EVERY_ROUND]
-                begun = ["--checkpoint", before] if before else []
+                begun: list[str | Path] = ["--checkpoint", before] if before else []
                 _run("train_model", *common, *flags.split(), "--seed", seed, *begun, "--output", became[-1])
         trained = became[0]
         if before and share < 1:

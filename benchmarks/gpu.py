@@ -126,7 +126,7 @@ def _errors(model: SamModel) -> tuple[float, float]:
         hidden, states = model.fast_decoder.run(tables, torch.cat([output, sparse], 1), count)
         weights = [head(hidden[:, 1 + i]) for i, head in enumerate(own.output_hypernetworks_mlps)]
         logits = torch.full((count, 4, model.mask_size, model.mask_size), torch.nan, device=model.device)
-        model.fast_decoder.upscale(tables, states[0], torch.stack(weights, 1), 1 << 30, logits)
+        model.fast_decoder.upscale(tables, states[0], torch.stack(weights, 1), logits)
         iou = own.iou_prediction_head(hidden[:, 0])
     return tuple(  # type: ignore[return-value]
         float((found - right).norm() / right.norm())
@@ -145,10 +145,10 @@ def _stages(
         predictions = model.predict(image, prompts)
         wanted = predictions.iou_N3 >= predictions.iou_N3.flatten().quantile(0.9)
         stages: list[Callable[[], Any]] = [
-            lambda model=model: model.encode(rgb),
-            lambda model=model, embedding=embedding: model.prepare(embedding),
-            lambda model=model, image=image, prompts=prompts: model.predict(image, prompts),
-            lambda model=model, made=predictions, wanted=wanted: model.upscale(made, wanted),
+            partial(model.encode, rgb),
+            partial(model.prepare, embedding),
+            partial(model.predict, image, prompts),
+            partial(model.upscale, predictions, wanted),
         ]
         rows.append([name, *(f"{_median_ms(stage, device, rounds):.2f}" for stage in stages)])
     return rows
@@ -199,10 +199,10 @@ def _batches(photographs: list[Rgb], count: int) -> list[list[Rgb]]:
 
 def _median_ms(stage: Callable[[], Any], device: torch.device, rounds: int) -> float:
     stage()
-    measured = []
+    measured: list[float] = []
     for _ in range(rounds):
         if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
             stage()
             end.record()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -176,7 +176,12 @@ def _runs(images: float, workers: float, images_per_shard: float) -> list[str]:
     ]
 
 
-_MEASURES: Final = {"points": _points, "pixels": _pixels, "planning": _planning, "runs": _runs}
+_MEASURES: Final[dict[str, Callable[..., Any]]] = {
+    "points": _points,
+    "pixels": _pixels,
+    "planning": _planning,
+    "runs": _runs,
+}
 
 
 def _peak() -> float:

@@ -141,12 +141,16 @@ def _encoder_difference(reference: Any, model: SamModel, rgb: Rgb) -> float:
 
 
 def _timed(generate: Callable[[Rgb], Masks], rgb: Rgb, device: torch.device) -> tuple[Masks, float]:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    _wait(device)
     start = time.perf_counter()
     masks = generate(rgb)
-    wait()
+    _wait(device)
     return masks, time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _paired(masks: Masks, expected: Masks) -> list[str]:

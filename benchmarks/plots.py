@@ -5,7 +5,7 @@ Numbers are those of the tables of `docs/performance.md` and `docs/scale.md`.
 
 import argparse
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 # Paths of letters instead of a font's name, and the same ids each time: the same tables give the same bytes.
-STYLE: Final = {"svg.fonttype": "path", "svg.hashsalt": "growth", "font.size": 9}
+STYLE: Final[dict[Any, Any]] = {"svg.fonttype": "path", "svg.hashsalt": "growth", "font.size": 9}
 
 
 class Panel(NamedTuple):

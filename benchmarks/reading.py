@@ -79,7 +79,7 @@ def main() -> None:
         for form in ("bool", "rle"):
             for workers in options.workers:
                 files = DataLoader(JsonFiles(folder, form), batch_size=None, shuffle=True, num_workers=workers)
-                ours = DataLoader(MaskSamples(output, masks=form, seed=0), batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+                ours = DataLoader(MaskSamples(output, masks=form, seed=0), batch_size=None, num_workers=workers)
                 best = [0.0, 0.0]
                 for _ in range(options.repeat):  # one after the other, as the machine's mood changes
                     best = [

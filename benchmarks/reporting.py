@@ -73,7 +73,7 @@ def ious(masks: Masks, expected: Masks) -> NDArray[np.float64]:
 def partners(masks: Masks, expected: Masks) -> NDArray[np.float64]:
     """IoUs of masks matched one to one so that their sum is largest; below `PARTNERS` they are none."""
     overlaps = ious(masks, expected)
-    pairs = overlaps[linear_sum_assignment(-overlaps)]
+    pairs: NDArray[np.float64] = overlaps[linear_sum_assignment(-overlaps)]
     return pairs[pairs >= PARTNERS]
 
 

@@ -45,8 +45,10 @@ def photographs(*names: str) -> Any:
     return pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names])
 
 
-class RememberingPredictor(SamPredictor):
+class RememberingPredictor(SamPredictor):  # type: ignore[misc]  # it has no types
     """The reference's predictor, which does not encode or decode the same thing twice."""
+
+    features: torch.Tensor
 
     def __init__(self, sam: Sam) -> None:
         super().__init__(sam)
@@ -110,7 +112,7 @@ class Pair:
         for iou_N3, logits_N3LL in self.predictor.decoded.values():
             for prompt, which in (iou_N3 == mask["predicted_iou"]).nonzero():
                 logits = logits_N3LL[prompt, which][None, None]
-                whole_HW = self.predictor.model.postprocess_masks(
+                whole_HW: torch.Tensor = self.predictor.model.postprocess_masks(
                     logits, self.predictor.input_size, self.predictor.original_size
                 )[0, 0]
                 if np.array_equal(rle.decode(mask["segmentation"]), (whole_HW > 0).numpy()):

@@ -27,7 +27,7 @@ class Page(NamedTuple):
     after: str | None
 
 
-class SimulatedStore(AsyncFileSystem):
+class SimulatedStore(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no types
     """All of it. `pages` and `most_at_once`: how many were asked for, and how many of folders at the same time."""
 
     protocol: ClassVar[str] = "simulated"
@@ -81,7 +81,7 @@ class SimulatedStore(AsyncFileSystem):
         return sorted(f"out/masks/part-{shard:05d}.parquet" for shard in range(self._shards))
 
     async def _ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        bucket, _, folder = path.strip("/").partition("/")
+        bucket, _slash, folder = path.strip("/").partition("/")
         prefix = f"{folder}/" if folder else ""
         entries: list[dict[str, Any]] = []
         after: str | None = ""
