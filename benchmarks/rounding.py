@@ -58,7 +58,8 @@ def main() -> None:
             row = [name, str(len(strays)), a, b, str(strays.count(0)), str(sum(strays)), f"{pixels:,}"]
             print(*row, file=sys.stderr, flush=True)
             rows.append(row)
-    text = origin(torch.device("cpu")) + f"* weights {options.checkpoint}\n\n{table(rows)}"
+    text = origin(torch.device("cpu")) + f"* weights {options.checkpoint}; image size 1024, every default\n\n"
+    text += table(rows)
     print(text)
     if options.output:
         options.output.write_text("# What rounding decides\n\n" + text)
