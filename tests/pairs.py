@@ -37,7 +37,6 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "keep-many": KEEP_MANY,
 }
 SMALL_SIZE: Final = 256
-_PROMPTS_AT_ONCE: Final = 4
 
 
 def photographs(*names: str) -> Any:
@@ -98,11 +97,8 @@ class Pair:
         self.model.__class__ = RememberingModel
 
     def masks(self, rgb: Rgb, **arguments: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Ours and the reference's, whose prompts come in smaller batches.
-
-        No prompt's answer depends on the others', but 64 of the reference's take up to 9 GB, and more time.
-        """
-        reference = ReferenceGenerator(self.predictor.model, points_per_batch=_PROMPTS_AT_ONCE, **arguments)
+        """Ours and the reference's."""
+        reference = ReferenceGenerator(self.predictor.model, **arguments)
         reference.predictor = self.predictor
         arguments.setdefault("output_mode", "coco_rle")
         return MaskGenerator(self.model, **arguments).generate(rgb), reference.generate(rgb)
