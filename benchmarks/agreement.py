@@ -9,24 +9,22 @@ float32 masks of the first so many photographs are matched with those of the pac
 
 import argparse
 import sys
-import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
 
-from reporting import Masks, origin, partners, table  # noqa: E402
+from reporting import Masks, origin, partners, reference_weights, table, timed  # noqa: E402
 from seeded import ReferenceGenerator, reference_with  # noqa: E402
 
 from pipeline.amg import MaskGenerator  # noqa: E402
 from pipeline.evaluation.against_masks import proposal_scores, segments_of  # noqa: E402
 from pipeline.evaluation.pictures import bsds_pictures  # noqa: E402
 from pipeline.model import load_model, pick_device  # noqa: E402
-from pipeline.model.weights import read_checkpoint  # noqa: E402
 
 
 class Seen(NamedTuple):
@@ -52,14 +50,9 @@ def main() -> None:
         for precision, model in models.items()
     }
     if options.reference:
-        weights = {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in read_checkpoint(options.checkpoint).tensors.items()
-        }
         generators["mobile_sam"] = ReferenceGenerator(
-            reference_with(weights, image_size).to(device),
+            reference_with(reference_weights(options.checkpoint), image_size).to(device),
             points_per_side=options.points_per_side,
-            output_mode="coco_rle",
             **thresholds,
         )
     seen: dict[str, list[Seen]] = {name: [] for name in generators}
@@ -70,11 +63,7 @@ def main() -> None:
                 continue
             if index == 0:
                 generator.generate(picture.rgb_HW3)  # warms up
-            start = time.perf_counter()
-            masks = generator.generate(picture.rgb_HW3)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
+            masks, seconds = timed(partial(generator.generate, picture.rgb_HW3), device)
             ranked = sorted(masks, key=lambda mask: -mask["predicted_iou"])
             scores = proposal_scores([mask["segmentation"] for mask in ranked], segments)
             seen[name].append(Seen(masks, seconds, scores.average_recall))

@@ -19,7 +19,6 @@ import copy
 import logging
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +33,7 @@ from segment_anything.utils.amg import build_point_grid
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
 
-from reporting import origin, photographs, reference_weights, table  # noqa: E402
+from reporting import origin, photographs, reference_weights, table, timed  # noqa: E402
 from seeded import ReferenceGenerator, reference_with  # noqa: E402
 
 from pipeline.amg import MaskGenerator  # noqa: E402
@@ -167,7 +166,7 @@ def _throughput(
         for name, generate in generators.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            seconds, made = _timed(partial(generate, photographs), device)
+            made, seconds = timed(partial(generate, photographs), device)
             if number:  # the first one warms up
                 times[name].append(seconds / len(photographs))
             masks[name] = sum(made)
@@ -209,16 +208,8 @@ def _median_ms(stage: Callable[[], Any], device: torch.device, rounds: int) -> f
             torch.cuda.synchronize(device)
             measured.append(start.elapsed_time(end))
         else:
-            measured.append(1e3 * _timed(stage, device)[0])
+            measured.append(1e3 * timed(stage, device)[1])
     return statistics.median(measured)
-
-
-def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    start = time.perf_counter()
-    made = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start, made
 
 
 def _photographs(folder: Path | None) -> list[Rgb]:

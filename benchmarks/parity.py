@@ -13,9 +13,8 @@ or one has an IoU below 0.999 or a score that differs by more than 1e-4.
 import argparse
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
 
-from reporting import Masks, ious, origin, partners, photographs, reference_weights, table  # noqa: E402
+from reporting import Masks, ious, origin, partners, photographs, reference_weights, table, timed  # noqa: E402
 from seeded import ReferenceGenerator, SamPredictor, lively_state_dict, reference_with  # noqa: E402
 
 from pipeline.amg import MaskGenerator  # noqa: E402
@@ -76,9 +75,9 @@ def main() -> None:
         for setting, arguments in settings.items():
             told = {**thresholds, "points_per_batch": options.reference_batch, **arguments}
             generator = ReferenceGenerator(reference, **told)
-            expected, reference_seconds = _timed(generator.generate, rgb, device)
+            expected, reference_seconds = timed(partial(generator.generate, rgb), device)
             for precision, model in ours.items():
-                masks, seconds = _timed(MaskGenerator(model, **arguments).generate, rgb, device)
+                masks, seconds = timed(partial(MaskGenerator(model, **arguments).generate, rgb), device)
                 compare = _paired if precision == "fp32" else _matched
                 row = [name, f"{rgb.shape[1]} x {rgb.shape[0]}", setting, f"{len(expected)}/{len(masks)}"]
                 row += compare(masks, expected)
@@ -138,19 +137,6 @@ def _encoder_difference(reference: Any, model: SamModel, rgb: Rgb) -> float:
     predictor = SamPredictor(reference)
     predictor.set_image(rgb)
     return float((predictor.features - model.encode(rgb).features_1CHW).abs().max())
-
-
-def _timed(generate: Callable[[Rgb], Masks], rgb: Rgb, device: torch.device) -> tuple[Masks, float]:
-    _wait(device)
-    start = time.perf_counter()
-    masks = generate(rgb)
-    _wait(device)
-    return masks, time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _paired(masks: Masks, expected: Masks) -> list[str]:

@@ -14,9 +14,9 @@ The paper's times (arXiv 2306.14289, one GPU) are for the encoder and the masks 
 
 import argparse
 import sys
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -29,7 +29,7 @@ from segment_anything.utils.amg import build_point_grid
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reporting import origin, table
+from reporting import origin, table, timed
 
 from pipeline.amg import MaskGenerator
 from pipeline.model import pick_device
@@ -106,8 +106,9 @@ def _maker(
     generator = MaskGenerator(model, pred_iou_thresh=threshold, stability_score_thresh=0.0)
 
     def everything() -> tuple[float, float]:
-        encoder = _seconds(lambda: model.encode(rgb_HW3), device)
-        return encoder, _seconds(lambda: generator.generate(rgb_HW3), device)
+        _, encoder = timed(partial(model.encode, rgb_HW3), device)
+        _, whole = timed(partial(generator.generate, rgb_HW3), device)
+        return encoder, whole
 
     return sum(parameter.numel() for parameter in model.parameters()), everything
 
@@ -134,18 +135,10 @@ def _fastsam(device: torch.device, rgb_HW3: Rgb) -> tuple[int, Callable[[], tupl
 
     def everything() -> tuple[float, float]:
         [result] = predictor(bgr_HW3)
-        whole = _seconds(lambda: predictor(bgr_HW3), device)
+        _, whole = timed(partial(predictor, bgr_HW3), device)
         return result.speed["inference"] / 1e3, whole
 
     return sum(parameter.numel() for parameter in network.parameters()), everything
-
-
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from pipeline.model.weights import UNUSED, read_checkpoint
 
 Masks = list[dict[str, Any]]
+Made = TypeVar("Made")
 PARTNERS: Final = 0.5
 """IoU of two masks that can be partners."""
 
@@ -75,6 +78,20 @@ def partners(masks: Masks, expected: Masks) -> NDArray[np.float64]:
     overlaps = ious(masks, expected)
     pairs: NDArray[np.float64] = overlaps[linear_sum_assignment(-overlaps)]
     return pairs[pairs >= PARTNERS]
+
+
+def timed(work: Callable[[], Made], device: torch.device) -> tuple[Made, float]:
+    """What work returns, and its seconds: until the device, which had nothing else to do, is done with it."""
+    _wait(device)
+    start = time.perf_counter()
+    made = work()
+    _wait(device)
+    return made, time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _processor() -> str:

@@ -10,7 +10,7 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from pipeline.model import load_model  # noqa: E402
 
 Rgb = NDArray[np.uint8]
 
-_COMPARED = (
+_COMPARED: Final = (
     ("mobile_sam", "everymask"),
     ("mobile_sam", "mobile_sam in float64"),
     ("everymask", "everymask in float64"),

@@ -16,11 +16,9 @@ import warnings
 from pathlib import Path
 from typing import Final
 
-import torch
-
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in (".", "tests")]
 
-from reporting import origin, table  # noqa: E402
+from reporting import origin, table, timed  # noqa: E402
 from running import jpeg  # noqa: E402
 from s3server import run_s3_server  # noqa: E402
 
@@ -65,12 +63,8 @@ def main() -> None:
         for index, data in enumerate(pictures):
             server.put(f"{bucket}/in/{index:05d}.jpg", data)
         for number in range(options.rounds):
-            start = time.perf_counter()
-            for rgb in decoded:
-                generator.generate(rgb)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            alone.append(time.perf_counter() - start)
+            _, seconds = timed(lambda: [generator.generate(rgb) for rgb in decoded], device)
+            alone.append(seconds)
             config = MasksConfig(
                 images=f"{bucket}/in",
                 output=f"{bucket}/out-{number}",

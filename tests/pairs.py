@@ -131,8 +131,7 @@ def pair(image_size: int) -> Pair:
 @lru_cache
 def trained_pair() -> Pair:
     """Both implementations at the published size, with the weights that come along."""
-    tensors = read_checkpoint("demo").tensors
-    return Pair(1024, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    return Pair(1024, dict(read_checkpoint("demo").tensors))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ In float32 a pixel whose logit is 0 but for rounding falls on either side, wheth
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
@@ -24,10 +24,11 @@ from seeded import PHOTOGRAPHS, lively_state_dict
 
 from pipeline.model import load_model
 
-_ROUNDING = 1e-12
+_ROUNDING: Final = 1e-12
+"""Of float64 in a predicted IoU."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _in_float64() -> Iterator[None]:
     lively_state_dict()  # made in float32, as elsewhere
     pair.cache_clear()

@@ -5,7 +5,6 @@ is an error, as on a real one. Autocast, which bfloat16 has in the encoder, is n
 """
 
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from pipeline.model.sam import Precision, SamModel
 PROMPTS = 20
 
 
-def on_cuda(model: SamModel, mode: FakeTensorMode) -> SamModel:
-    """Its parameters and buffers become fakes on CUDA."""
+def move_to_cuda(model: SamModel, mode: FakeTensorMode) -> None:
+    """Its parameters and buffers become fakes there."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -29,7 +28,6 @@ def on_cuda(model: SamModel, mode: FakeTensorMode) -> SamModel:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = mode.from_tensor(buffer).to("cuda")
-    return model
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning")
@@ -38,10 +36,10 @@ def test_all_is_on_the_models_device(
     precision: Precision, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
-    cpu: Any = SamModel("mobile_sam", 256, precision)
+    model = SamModel("mobile_sam", 256, precision)
     rgb = skimage.data.coffee()
     with FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True) as mode:
-        model = on_cuda(cpu, mode)
+        move_to_cuda(model, mode)
         first, second = model.encode_batch([rgb, rgb[:300]])
         assert (first.input_size, second.input_size) == ((171, 256), (128, 256))
         image = model.prepare(first)
