@@ -238,7 +238,8 @@ class MasksConfig(RunConfig):
     images_per_shard: Annotated[int, Field(ge=1)] = 256
     """Images a Parquet file; also what a killed worker loses at most."""
     kernels: bool = True
-    """Run the decoder in Triton kernels where a GPU is faster with them, in bf16. Changes speed and rounding."""
+    """Run the decoder in kernels: C++ on a CPU; Triton in bf16 where a GPU is faster with it. Changes speed and
+    rounding."""
     amg: Annotated[AmgConfig, _FLAT] = AmgConfig()
 
     def determinants(self, weights: LoadedWeights) -> dict[str, Any]:

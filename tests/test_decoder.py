@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from compiling import needs_compiler
 from seeded import lively_state_dict, model_with
 from segment_anything.modeling.common import LayerNorm2d
 
 from pipeline.model import decoder, load_model
 from pipeline.model.decoder import FastDecoder
+from pipeline.model.native import NativeDecoder
 from pipeline.model.sam import SamModel
 
 Answers = tuple[torch.Tensor, torch.Tensor]
@@ -40,10 +42,16 @@ def reference(model: SamModel, features: torch.Tensor, sparse: torch.Tensor) -> 
 
 
 def fast(
-    model: SamModel, features: torch.Tensor, sparse: torch.Tensor, at_once: int, dtype: torch.dtype
+    model: SamModel,
+    features: torch.Tensor,
+    sparse: torch.Tensor,
+    at_once: int,
+    dtype: torch.dtype,
+    *,
+    decoder_class: type[FastDecoder] = FastDecoder,
 ) -> Answers:
     modules = model.mask_decoder
-    runner = FastDecoder(modules, dtype, dtype)
+    runner = decoder_class(modules, dtype, dtype)
     positions = model.prompt_encoder.get_dense_pe()
     output = torch.cat([modules.iou_token.weight, modules.mask_tokens.weight])
     tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
@@ -62,14 +70,17 @@ def fast(
 @pytest.mark.parametrize("kind", ["1 point", "3 points", "1 box", "2 points and a box"])
 @pytest.mark.parametrize("at_once", [1, 4, 100])
 @pytest.mark.parametrize("weights", ["lively", "demo"])
+@pytest.mark.parametrize("decoder_class", [FastDecoder, pytest.param(NativeDecoder, marks=needs_compiler)])
 @torch.inference_mode()
-def test_float32_answers_are_the_references(image_size: int, kind: str, at_once: int, weights: str) -> None:
+def test_float32_answers_are_the_references(
+    image_size: int, kind: str, at_once: int, weights: str, decoder_class: type[FastDecoder]
+) -> None:
     torch.manual_seed(0)
     model = model_of(weights, image_size)
     grid = image_size // 16
     features = torch.randn(1, 256, grid, grid) * 0.5
     sparse = prompts(model, 9, kind)
-    masks, iou = fast(model, features, sparse, at_once, torch.float32)
+    masks, iou = fast(model, features, sparse, at_once, torch.float32, decoder_class=decoder_class)
     expected, expected_iou = reference(model, features, sparse)
     assert masks.shape == expected.shape
     assert (masks - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -86,6 +86,6 @@ def test_kuberay_finds_its_tools(steps: list[dict[str, Any]]) -> None:
     assert {"wget", "procps"} <= set(packages.split())
 
 
-def test_tritons_kernels_find_a_compiler(steps: list[dict[str, Any]]) -> None:
+def test_the_decoders_kernels_find_a_compiler(steps: list[dict[str, Any]]) -> None:
     [packages] = [value for value in values(steps, "RUN") if "apt-get install" in value]
-    assert {"gcc", "libc6-dev"} <= set(packages.split())
+    assert {"gcc", "g++", "libc6-dev"} <= set(packages.split())

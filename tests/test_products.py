@@ -51,6 +51,18 @@ def test_gelu_of_linear_is_that_of_float64(
     torch.testing.assert_close(made.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+def test_bfloat16_is_not_onednns_on_a_cpu_for_which_it_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> torch.Tensor:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(module, "_ONEDNN", refuses)
+    monkeypatch.setattr(module, "_onednn_knows_bfloat16", lambda: False)
+    x, weight, bias = (torch.randn(shape).bfloat16() for shape in ((3, 8), (4, 8), (4,)))
+    assert torch.equal(gelu_of_linear(x, weight, bias), F.gelu(F.linear(x, weight, bias)))
+    with pytest.raises(RuntimeError):
+        gelu_of_linear(x.float(), weight.float(), bias.float())
+
+
 def test_without_onednn_they_are_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LINEAR", None)
     left, right = torch.randn(2, 5, 7), torch.randn(2, 7, 3)

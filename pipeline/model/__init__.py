@@ -6,6 +6,7 @@ import torch
 
 from pipeline.errors import SelfCheckError, SettingsError
 from pipeline.model.fused import decoder_for
+from pipeline.model.native import native_decoder
 from pipeline.model.sam import PUBLISHED_IMAGE_SIZE, THRESHOLDS, Precision, SamModel
 from pipeline.model.tinyvit import STRIDE
 from pipeline.model.weights import architecture_of, load_tensors, read_checkpoint
@@ -32,10 +33,11 @@ def load_model(
             tensors.
         device: `auto` takes the first of cuda, mps, cpu that is there.
         precision: `fp32`, or `bf16`: bfloat16 where it is worth it. On a GPU that is all but the tokens of
-            prompts, on a CPU the upscaling, and the encoder of a ViT.
+            prompts; on a CPU the encoder of a ViT, and the upscaling where there are no kernels.
         image_size: Side of the encoder's input in pixels, a multiple of 16; by default what the checkpoint
             says it was made for, else 1024.
-        kernels: Of bfloat16 on a GPU: try Triton kernels for the decoder, and take them where they are faster.
+        kernels: Of a CPU: run the decoder in C++, which is compiled when it is first needed. Of bfloat16 on a GPU:
+            try Triton kernels for it, and take them where they are faster.
 
     Raises:
         CheckpointError: the weights are not to be had, damaged, or of another model.
@@ -57,6 +59,8 @@ def load_model(
     model.to(target)
     if kernels and target.type == "cuda" and precision == "bf16":
         model.decoder_class = decoder_for(model.fast_decoder, size // STRIDE)
+    if kernels and target.type == "cpu":
+        model.decoder_class = native_decoder(model.fast_decoder)
     return model
 
 

@@ -40,6 +40,9 @@ _PLACES: Final = 2048
 class FastDecoder:
     """Runs a `MaskDecoder`'s weights, which it refers to and does not copy."""
 
+    prompts_at_once = 4
+    """Of a CPU so few that what is made of them stays in its cache, but several for each reading of tables."""
+
     def __init__(
         self,
         decoder: MaskDecoder,
@@ -100,7 +103,7 @@ class FastDecoder:
             rest_C = layer.norm4.bias
         last = self.decoder.transformer.final_attn_token_to_image
         convolution, *_ = cast(Any, self.decoder.output_upscaling)
-        weight_ioC, bias_o = _as_linear(convolution)
+        weight_ioC, bias_o = as_linear(convolution)
         return ImageTables(
             tuple(layers),
             self._projection(last.k_proj, last.num_heads, own_CL, rest_C, positions_CL),
@@ -162,7 +165,7 @@ class FastDecoder:
         dtype = self.upscaling_dtype
         weights_NMc, scale_NL1 = weights_NMc.to(dtype), tokens.scale_N1L.mT.to(dtype)
         by_row_iNor = [(weight_oC @ tokens.basis_NrC.mT).to(dtype) for weight_oC in image.upscaling_ioC]
-        last_ioc, last_bias_o = (tensor.to(dtype) for tensor in _as_linear(last))
+        last_ioc, last_bias_o = (tensor.to(dtype) for tensor in as_linear(last))
         gain_c, bias_c = norm.weight.to(dtype), norm.bias.to(dtype)
         rows_NLr = tokens.rows_NrL.to(dtype).mT.contiguous()
         # Of the 4 x 4 pixels that a place becomes, one row at a time: the first convolution makes two, the last
@@ -235,11 +238,11 @@ class FastDecoder:
         weights_hNTL = torch.softmax(self._scores(queries_NhTd, through_Nor, keys, state), dim=-1)
         shared_hLd = values.shared_hdL.mT
         if values.rest_hdL is None:
-            return _per_head(weights_hNTL, shared_hLd).float().transpose(0, 1)
+            return per_head(weights_hNTL, shared_hLd).float().transpose(0, 1)
         by_row_Nor = products(weights_hNTL.transpose(0, 1).flatten(1, 2), state.rows_NrL.mT).float()
         through_NhTC = torch.bmm(by_row_Nor, state.basis_NrC).view(*queries_NhTd.shape[:3], -1)
-        read_hNTd = _per_head(weights_hNTL.mul_(state.scale_N1L.to(self.dtype)), shared_hLd).float()
-        read_hNTd = read_hNTd + _per_head(through_NhTC.transpose(0, 1), values.weight_hdC.mT)
+        read_hNTd = per_head(weights_hNTL.mul_(state.scale_N1L.to(self.dtype)), shared_hLd).float()
+        read_hNTd = read_hNTd + per_head(through_NhTC.transpose(0, 1), values.weight_hdC.mT)
         return read_hNTd.transpose(0, 1) + values.rest_hdL.mT
 
     def _scores(
@@ -276,7 +279,7 @@ class FastDecoder:
         """Products of tokens with the projected basis, N x hT x r; None where there are no rows yet."""
         if projection.rest_hdL is None:
             return None
-        through_hNTC = _per_head(tokens_NhTd.transpose(0, 1), projection.weight_hdC)
+        through_hNTC = per_head(tokens_NhTd.transpose(0, 1), projection.weight_hdC)
         return torch.bmm(through_hNTC.transpose(0, 1).flatten(1, 2), state.basis_NrC.mT)
 
     def _updated(
@@ -321,7 +324,7 @@ class FastDecoder:
             for few_hNTd, dots_hdL, constant_dots_1L in zip(
                 values_hNTd, tables.norm.dots_hdL, tables.norm.constant_dots_1L, strict=True
             ):
-                shared_NhTl = _per_head(few_hNTd, dots_hdL[:, :, strip]).transpose(0, 1)
+                shared_NhTl = per_head(few_hNTd, dots_hdL[:, :, strip]).transpose(0, 1)
                 last = first + shared_NhTl.shape[1] * shared_NhTl.shape[2]
                 by_head_NhTl = torch.unflatten(products_Nrl[:, first:last], 1, shared_NhTl.shape[1:3])
                 by_head_NhTl.addcmul_(twice_N1l[:, None], shared_NhTl)
@@ -336,7 +339,7 @@ class FastDecoder:
 
     def _basis(self, tables: Layer, state: ImageTokens, values_NhTd: torch.Tensor) -> torch.Tensor:
         """B of Y, N x r x C: the rows so far, those of values, the constant."""
-        own_NrC = _per_head(values_NhTd.transpose(0, 1), tables.basis_hdC).transpose(0, 1).flatten(1, 2)
+        own_NrC = per_head(values_NhTd.transpose(0, 1), tables.basis_hdC).transpose(0, 1).flatten(1, 2)
         constant_N1C = tables.norm.constant_C.expand(len(values_NhTd), 1, -1)
         return torch.cat([_centred(state.basis_NrC, 2), own_NrC, constant_N1C], dim=1)
 
@@ -346,7 +349,7 @@ def _heads(x_NTi: torch.Tensor, heads: int) -> torch.Tensor:
     return x_NTi.view(*x_NTi.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _per_head(x_hNTi: torch.Tensor, table_hij: torch.Tensor) -> torch.Tensor:
+def per_head(x_hNTi: torch.Tensor, table_hij: torch.Tensor) -> torch.Tensor:
     """Each head's rows times its own matrix, the same for all prompts: h x N x T x j."""
     product = torch.bmm(x_hNTi.flatten(1, 2), table_hij)
     return product.view(*x_hNTi.shape[:3], -1)
@@ -357,7 +360,7 @@ def _centred(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
     return x - x.mean(dim, keepdim=True)
 
 
-def _as_linear(convolution: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def as_linear(convolution: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """A transposed convolution of kernel 2 and stride 2 as two linear maps, one for each row of pixels.
 
     Returns:

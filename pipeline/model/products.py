@@ -5,6 +5,7 @@ AVX-512 unused, and oneDNN, which PyTorch gives bfloat16 products, does not. `to
 the operator that is used here.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,10 +67,17 @@ def linear(x: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor | None
 
 def gelu_of_linear(x_Li: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor) -> torch.Tensor:
     """Rows L x i to L x o: GELU of a linear map, on a CPU in one pass over what it makes; not differentiable."""
-    if _ONEDNN is None or x_Li.device.type != "cpu" or not len(x_Li):
+    known = x_Li.dtype == torch.float32 or (x_Li.dtype == torch.bfloat16 and _onednn_knows_bfloat16())
+    if _ONEDNN is None or x_Li.device.type != "cpu" or not known or not len(x_Li):
         return gelu_(F.linear(x_Li, weight_oi, bias_o))
     made: torch.Tensor = _ONEDNN(x_Li, weight_oi, bias_o, "gelu", [], "none")
     return made
+
+
+@cache
+def _onednn_knows_bfloat16() -> bool:
+    """Not on a CPU without AVX-512."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def gelu_(x: torch.Tensor) -> torch.Tensor:

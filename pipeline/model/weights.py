@@ -6,7 +6,6 @@ A checkpoint is data, never code: safetensors, or PyTorch's format read with `we
 import hashlib
 import io
 import json
-import os
 import pickle
 import shutil
 import struct
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from pipeline import storage
 from pipeline.errors import CheckpointError, StorageError
+from pipeline.model.cache import cache_folder
 from pipeline.model.sam import TINY_VITS, Architecture, SamModel
 from pipeline.storage.attempts import attempt
 
@@ -139,7 +139,7 @@ def fetch_published(name: str) -> Path:
     The cache is `$EVERYMASK_CACHE`, by default `~/.cache/everymask`.
     """
     url, sha256 = PUBLISHED[name]
-    cache = Path(os.environ.get("EVERYMASK_CACHE", Path.home() / ".cache" / "everymask"))
+    cache = cache_folder()
     path = cache / f"{sha256[:16]}-{url.rsplit('/', 1)[-1]}"
     try:
         if path.exists() and _sha256(path) == sha256:
