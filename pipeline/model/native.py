@@ -56,7 +56,7 @@ class NativeDecoder(FastDecoder):
     or which are not in float32.
     """
 
-    prompts_at_once = 64
+    prompts_at_once = 16
 
     def __init__(self, decoder: MaskDecoder, *dtypes: torch.dtype) -> None:
         """As `FastDecoder`; the types are those of what is left to plain PyTorch."""
