@@ -20,7 +20,7 @@ class ImageTokens:
         """Those of the prompts that a bool mask names."""
         if keep.all():
             return self
-        return type(self)(self.scale_N1L[keep], self.rows_NrL[keep], self.basis_NrC[keep])
+        return ImageTokens(self.scale_N1L[keep], self.rows_NrL[keep], self.basis_NrC[keep])
 
     def __len__(self) -> int:
         return len(self.scale_N1L)

@@ -327,23 +327,25 @@ extern "C" void read_places(long threads, long N, long blocks, long r, const flo
 // Image tokens to masks: two transposed convolutions of kernel 2 and stride 2, a normalisation and two GELUs, and the
 // product with a mask's own weights.
 //
+//   which     N: of the prompts in scale and rows, those whose masks are made
 //   by_row    N x 4 x r x 64: the basis times the first convolution, for each pixel that it makes of a place
 //   shared    blocks x 4 x 64 x 64 places: U times it; rest, 4 x 64: c times it, and its bias
 //   gain, bias    64: of the normalisation
 //   last      64 x 128: the last convolution, four pixels of 32 channels; last_bias 128
 //   weights   N x 32 x M
 //   logits    N x M x 4 side x 4 side, filled
-extern "C" void upscale(long threads, long N, long blocks, long r, long M, long side, float eps, const float* by_row,
-                        const float* scale, const float* rows, const float* shared, const float* rest,
-                        const float* gain, const float* bias, const float* last, const float* last_bias,
-                        const float* weights, float* logits) {
+extern "C" void upscale(long threads, long N, long blocks, long r, long M, long side, float eps,
+                        const int64_t* which, const float* by_row, const float* scale, const float* rows,
+                        const float* shared, const float* rest, const float* gain, const float* bias,
+                        const float* last, const float* last_bias, const float* weights, float* logits) {
     in_groups(threads, N, [=](long first, long end) {
         Scratch scratch((FIRST + PIXELS * LAST + PIXELS * PIXELS * M) * PLACES);
         float *once = scratch.take(FIRST * PLACES), *twice = scratch.take(PIXELS * LAST * PLACES);
         float *made = scratch.take(PIXELS * PIXELS * M * PLACES);
         for (long b = 0; b < blocks; b++)
             for (long n = first; n < end; n++) {
-                const float *s = scale + (n * blocks + b) * PLACES, *row = rows + (n * blocks + b) * r * PLACES;
+                const long block = which[n] * blocks + b;
+                const float *s = scale + block * PLACES, *row = rows + block * r * PLACES;
                 for (long q = 0; q < PIXELS; q++) {
                     scaled(FIRST, shared + (b * PIXELS + q) * FIRST * PLACES, s, nullptr, once);
                     const Matrix first_map{by_row + (n * PIXELS + q) * r * FIRST, 1, FIRST};

@@ -45,8 +45,19 @@ class NativeTables(ImageTables):
     """As `FastDecoder` has them."""
 
 
+@dataclass(frozen=True)
 class NativeTokens(ImageTokens):
-    """Image tokens whose rows lie in blocks: N x L / 64 x r x 64."""
+    """Image tokens whose rows lie in blocks: L / 64 x r x 64 a prompt."""
+
+    which_N: torch.Tensor
+    """Of the prompts that there is a scale and rows for, those that are meant."""
+
+    def select(self, keep: torch.Tensor) -> "NativeTokens":
+        """Those of the prompts that a bool mask names; their rows, megabytes each, stay where they are."""
+        return NativeTokens(self.scale_N1L, self.rows_NrL, self.basis_NrC[keep], self.which_N[keep])
+
+    def __len__(self) -> int:
+        return len(self.which_N)
 
 
 class NativeDecoder(FastDecoder):
@@ -116,14 +127,14 @@ class NativeDecoder(FastDecoder):
             FastDecoder(self.decoder).upscale(image.plain, tokens, weights_NMc, logits_NMSS)
             return
         _, norm, _, last, _ = cast(Any, self.decoder.output_upscaling)
-        count, blocks, rows, _ = tokens.rows_NrL.shape
+        _, blocks, rows, _ = tokens.rows_NrL.shape
         by_row_Nor = torch.cat([weight_oC @ tokens.basis_NrC.mT for weight_oC in image.upscaling_ioC], dim=1)
-        by_row_Nqrc = by_row_Nor.view(count, 4, -1, rows).mT
+        by_row_Nqrc = by_row_Nor.view(len(tokens), 4, -1, rows).mT
         last_ioc, last_bias_o = as_linear(last)
         _call(
             "upscale",
-            *(count, blocks, rows, logits_NMSS.shape[1], logits_NMSS.shape[3] // 4, norm.eps),
-            *(by_row_Nqrc.contiguous(), tokens.scale_N1L, tokens.rows_NrL),
+            *(len(tokens), blocks, rows, logits_NMSS.shape[1], logits_NMSS.shape[3] // 4, norm.eps),
+            *(tokens.which_N, by_row_Nqrc.contiguous(), tokens.scale_N1L, tokens.rows_NrL),
             *(image.upscaling_shared_iLo, image.upscaling_rest_io, norm.weight, norm.bias),
             *(last_ioc.flatten(0, 1).T.contiguous(), last_bias_o.repeat(2), weights_NMc.mT.contiguous()),
             logits_NMSS,
@@ -131,7 +142,7 @@ class NativeDecoder(FastDecoder):
 
     def _image_tokens(self, image: ImageTables, count: int) -> ImageTokens:
         plain = super()._image_tokens(cast(NativeTables, image).plain, count)
-        return NativeTokens(plain.scale_N1L, _new_rows(plain.scale_N1L, 0), plain.basis_NrC)
+        return NativeTokens(plain.scale_N1L, _new_rows(plain.scale_N1L, 0), plain.basis_NrC, torch.arange(count))
 
     def _read_some(
         self, keys: Projection, values: Projection, queries_NhTd: torch.Tensor, state: ImageTokens
@@ -182,7 +193,7 @@ class NativeDecoder(FastDecoder):
             *(tables.queries.shared_hdL, tables.queries.rest_hdL, tables.norm.dots_hdL),
             *(tables.norm.constant_dots_1L, tables.norm.energy_L, scale_N1L, rows_NbrP),
         )
-        return NativeTokens(scale_N1L, rows_NbrP, basis_NrC * norm.weight)
+        return NativeTokens(scale_N1L, rows_NbrP, basis_NrC * norm.weight, torch.arange(count))
 
 
 def native_decoder(plain: FastDecoder) -> type[FastDecoder]:
@@ -287,7 +298,11 @@ def _argument(value: Any) -> Any:
 
 
 def _address(tensor: torch.Tensor) -> int:
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if (
+        tensor.dtype not in {torch.float32, torch.int64}
+        or tensor.device.type != "cpu"
+        or not tensor.is_contiguous()
+    ):
         raise TypeError(f"a kernel was given {tensor.dtype} on {tensor.device} with strides {tensor.stride()}")
     return tensor.data_ptr()
 
