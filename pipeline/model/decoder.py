@@ -40,9 +40,6 @@ _PLACES: Final = 2048
 class FastDecoder:
     """Runs a `MaskDecoder`'s weights, which it refers to and does not copy."""
 
-    prompts_at_once = 4
-    """Of a CPU so few that what is made of them stays in its cache, but several for each reading of tables."""
-
     def __init__(
         self,
         decoder: MaskDecoder,
@@ -57,6 +54,11 @@ class FastDecoder:
             upscaling_dtype: Of the arithmetic from image tokens to masks.
         """
         self.decoder, self.dtype, self.upscaling_dtype = decoder, dtype, upscaling_dtype
+
+    @staticmethod
+    def prompts_at_once() -> int:
+        """Of a CPU so few that what is made of them stays in its cache, but several for each reading of tables."""
+        return 4
 
     def image(
         self, features_1CHW: torch.Tensor, dense_1CHW: torch.Tensor, positions_1CHW: torch.Tensor

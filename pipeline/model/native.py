@@ -67,12 +67,15 @@ class NativeDecoder(FastDecoder):
     or which are not in float32.
     """
 
-    prompts_at_once = 16
-
     def __init__(self, decoder: MaskDecoder, *dtypes: torch.dtype) -> None:
         """As `FastDecoder`; the types are those of what is left to plain PyTorch."""
         super().__init__(decoder)
         self._plain = FastDecoder(decoder, *dtypes)
+
+    @staticmethod
+    def prompts_at_once() -> int:
+        """So many for each thread as share a block of tables."""
+        return 8 * torch.get_num_threads()
 
     def image(
         self, features_1CHW: torch.Tensor, dense_1CHW: torch.Tensor, positions_1CHW: torch.Tensor

@@ -292,7 +292,7 @@ class SamModel(nn.Module):
 
     @property
     def _prompts_at_once(self) -> int:
-        return self.decoder_class.prompts_at_once if self.device.type == "cpu" else 1024
+        return self.decoder_class.prompts_at_once() if self.device.type == "cpu" else 1024
 
     def _autocast(self) -> AbstractContextManager[None]:
         # On a CPU a TinyViT takes about a tenth of the time; bfloat16 would save half of that, and cost accuracy.
