@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from compiling import needs_compiler
+from test_decoder import fast, prompts, reference
 
 from pipeline.model import load_model, native
 from pipeline.model.decoder import FastDecoder
@@ -74,6 +75,20 @@ def test_kernels_are_the_same_to_the_bit_in_any_number_of_threads(
         rows.append((tokens, state.scale_N1L, state.rows_NrL, logits))
     for other in rows[1:]:
         assert all(map(torch.equal, other, rows[0]))
+
+
+@torch.inference_mode()
+def test_they_round_no_more_than_the_reference() -> None:
+    torch.manual_seed(0)
+    model = load_model("demo", "cpu", image_size=1024)
+    features, sparse = torch.randn(1, 256, 64, 64) * 0.5, prompts(model, 12, "1 point")
+    found = fast(model, features, sparse, 4, torch.float32, decoder_class=NativeDecoder)
+    rounded = reference(model, features, sparse)
+    dense = model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(len(sparse), *features.shape[1:])
+    inputs = (features, model.prompt_encoder.get_dense_pe(), sparse, dense)
+    exact = model.mask_decoder.double().predict_masks(*(tensor.double() for tensor in inputs))
+    for right, other, mine in zip(exact, rounded, found, strict=True):
+        assert (mine - right).abs().mean() <= 2 * (other - right).abs().mean()
 
 
 def test_some_prompts_and_some_masks_are_upscaled(model: SamModel) -> None:

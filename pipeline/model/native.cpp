@@ -82,7 +82,7 @@ inline void tile(long k, Matrix a, const float* b, long b_row, float* c, long c_
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) sums[i][v] = onto ? load(c + i * c_row + v * WIDTH) : Vec{};
+        for (int v = 0; v < VECTORS; v++) sums[i][v] = Vec{};
     for (long j = 0; j < k; j++) {
         Vec right[VECTORS];
 #pragma GCC unroll 2
@@ -97,7 +97,10 @@ inline void tile(long k, Matrix a, const float* b, long b_row, float* c, long c_
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) store(c + i * c_row + v * WIDTH, sums[i][v]);
+        for (int v = 0; v < VECTORS; v++) {
+            float* to = c + i * c_row + v * WIDTH;
+            store(to, onto ? load(to) + sums[i][v] : sums[i][v]);
+        }
 }
 
 template <int ROWS>
@@ -110,7 +113,8 @@ inline void tiles(long m, long n, long k, Matrix a, const float* b, long b_row, 
     }
 }
 
-// c (m x n) = a (m x k) b (k x n), or c += a b; n is a multiple of a vector's width.
+// c (m x n) = a (m x k) b (k x n), or c += a b; n is a multiple of a vector's width. What is added is summed first:
+// of a sum over all places, block by block, the roundings are then as many as there are blocks, not places.
 void product(long m, long n, long k, Matrix a, const float* b, long b_row, float* c, long c_row, bool onto = false) {
     for (long i = 0; i < m; i += TILE)
         tiles<TILE>(std::min<long>(TILE, m - i), n, k, a.from_row(i), b, b_row, c + i * c_row, c_row, onto);
