@@ -26,8 +26,7 @@ from pipeline.model.weights import checkpoint_bytes
 
 ROOT: Final = Path(__file__).parents[1]
 EVERY_ROUND: Final = [
-    *("--box-share", "0.05", "--grouping", "1"),
-    *("--optimizer", "muon", "--clip", "1", "--ema-decay", "0.995"),
+    *("--box-share", "0.05", "--optimizer", "muon", "--clip", "1", "--ema-decay", "0.995"),
 ]
 
 
@@ -45,52 +44,58 @@ class Round(NamedTuple):
 ROUNDS: Final = {
     "cpu": [
         Round(
-            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --learning-rate 2e-3 "
+            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --grouping 1 --learning-rate 2e-3 "
             "--grouping-steps 1000",
             seeds=(0,),
         ),
         Round(
-            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.5e-3",
+            "--scenes 1 --stages 224:16:0.85 --stages 512:4:1 --warmup-steps 40 --grouping 1 "
+            "--learning-rate 1.5e-3",
             seeds=(2,),
         ),
         Round(
-            "--scenes 1 --stages 224:16:0.5 --stages 320:8:0.8 --stages 512:4:1 --warmup-steps 40 "
+            "--scenes 1 --stages 224:16:0.5 --stages 320:8:0.8 --stages 512:4:1 --warmup-steps 40 --grouping 1 "
             "--learning-rate 1.5e-3",
             seeds=(3,),
         ),
         Round(
-            "--scenes 1 --stages 224:16:0.3 --stages 320:8:0.6 --stages 512:4:1 --warmup-steps 40 "
+            "--scenes 1 --stages 224:16:0.3 --stages 320:8:0.6 --stages 512:4:1 --warmup-steps 40 --grouping 1 "
             "--learning-rate 1.5e-3",
             seeds=(4,),
             share=0.5,
         ),
         Round(
-            "--scenes 2 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 "
+            "--scenes 2 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 --grouping 1 "
             "--learning-rate 1.2e-3",
             seeds=(5,),
             share=0.5,
         ),
         Round(
-            "--scenes 3 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 "
+            "--scenes 3 --stages 256:16:0.2 --stages 384:8:0.5 --stages 512:4:1 --warmup-steps 40 --grouping 1 "
             "--learning-rate 1.2e-3",
             seeds=(6,),
             share=0.5,
         ),
         Round(
-            "--scenes 9 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.2e-3",
+            "--scenes 9 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --grouping 1 --learning-rate 1.2e-3",
             seeds=(7,),
             share=0.35,
         ),
         Round(
-            "--scenes 9 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.2e-3",
+            "--scenes 9 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --grouping 1 --learning-rate 1.2e-3",
             seeds=(8, 9),
+            share=0.35,
+        ),
+        Round(
+            "--scenes 4 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 1.2e-3",
+            seeds=(11,),
             share=0.35,
         ),
     ],
     "cuda": [
         Round(
-            "--scenes 1 --stages 224:64:0.75 --stages 512:32:1 --warmup-steps 100 --learning-rate 2e-3 "
-            "--grouping-steps 1500 --loaders 12",
+            "--scenes 1 --stages 224:64:0.75 --stages 512:32:1 --warmup-steps 100 --grouping 1 "
+            "--learning-rate 2e-3 --grouping-steps 1500 --loaders 12",
             seeds=(0,),
         )
     ],
