@@ -1,6 +1,6 @@
 """Where the time of an image goes: seconds and masks of each stage of `MaskGenerator.generate`.
 
-    python benchmarks/stages.py [PHOTOGRAPH ...] [--precision fp32] [--threads N] [--output FILE.md]
+    python benchmarks/stages.py [PHOTOGRAPH ...] [--precision fp32] [--threads N] [--no-kernels] [--output FILE.md]
 
 Without photographs, scikit-image's cup of coffee. On a CPU, where nothing runs on after a call has returned.
 Seconds are the processor's, of all threads: divided by their number they are at least the time that passed.
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=1024)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-kernels", action="store_true", help="the decoder in plain PyTorch")
     parser.add_argument("--output", help="file that receives the table as Markdown")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -57,7 +58,8 @@ def main() -> None:
     pictures = {path.name: np.array(Image.open(path).convert("RGB")) for path in options.photographs} or {
         "coffee": skimage.data.coffee()
     }
-    masks = MaskGenerator(load_model(options.checkpoint, "cpu", options.precision, options.image_size))
+    settings = (options.checkpoint, "cpu", options.precision, options.image_size)
+    masks = MaskGenerator(load_model(*settings, kernels=not options.no_kernels))
     MaskGenerator(masks.model, points_per_side=2).generate(next(iter(pictures.values())))  # warms up
     seconds, counts = defaultdict[str, float](float), Counter[str]()
     for stage, (owner, name) in STAGES.items():
@@ -74,7 +76,8 @@ def main() -> None:
         rows.append([name, size, "all", str(kept), f"{whole:.2f}"])
     text = origin(torch.device("cpu"))
     text += (
-        f"* weights {options.checkpoint}, image size {options.image_size}, {options.precision}\n\n{table(rows)}"
+        f"* weights {options.checkpoint}, image size {options.image_size}, {options.precision}, decoder "
+        f"{masks.model.decoder_class.__name__}\n\n{table(rows)}"
     )
     print(text)
     if options.output:
