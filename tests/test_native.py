@@ -48,12 +48,12 @@ def run(decoder: FastDecoder, at_once: int, count: int = 9, side: int = 16) -> R
     return tokens, states, logits
 
 
-def test_the_number_of_threads_and_of_prompts_at_once_change_nothing(model: SamModel) -> None:
+def test_the_number_of_threads_and_of_prompts_at_once_change_rounding_only(model: SamModel) -> None:
     decoder = NativeDecoder(model.mask_decoder)
     threads = torch.get_num_threads()
     try:
         made = []
-        for count, at_once in ((1, 9), (2, 9), (3, 100)):
+        for count, at_once in ((1, 9), (2, 4), (3, 1)):
             torch.set_num_threads(count)
             made.append(run(decoder, at_once, 9, 32))
     finally:
@@ -78,7 +78,7 @@ def test_kernels_are_the_same_to_the_bit_in_any_number_of_threads(
 
 
 @torch.inference_mode()
-def test_they_round_no_more_than_the_reference() -> None:
+def test_they_round_about_as_much_as_the_reference() -> None:
     torch.manual_seed(0)
     model = load_model("demo", "cpu", image_size=1024)
     features, sparse = torch.randn(1, 256, 64, 64) * 0.5, prompts(model, 12, "1 point")
@@ -129,6 +129,17 @@ def test_no_number_stays_none(model: SamModel) -> None:
     assert logits.isnan().all()
 
 
+def test_what_is_next_to_nothing_is_zero(model: SamModel) -> None:
+    decoder = NativeDecoder(model.mask_decoder)
+    random = torch.Generator().manual_seed(0)
+    embedding, prompts = (10 * torch.randn(shape, generator=random) for shape in ((1, 256, 16, 16), (9, 7, 256)))
+    with torch.inference_mode():
+        _, (state,) = decoder.run(decoder.image(embedding, embedding, embedding), prompts, 9)
+    weights = state.rows_NrL
+    assert (weights == 0).any()
+    assert weights[weights != 0].abs().min() >= torch.finfo(torch.float32).smallest_normal
+
+
 def test_a_model_on_a_cpu_takes_them() -> None:
     assert type(load_model("demo", "cpu").fast_decoder) is NativeDecoder
     assert type(load_model("demo", "cpu", "bf16").fast_decoder) is NativeDecoder
@@ -171,7 +182,7 @@ def test_where_they_cannot_be_compiled_one_line_says_so(  # noqa: PLR0917
         monkeypatch.setenv(name, value)
     assert native_decoder(FastDecoder(model.mask_decoder)) is FastDecoder
     (line,) = caplog.messages
-    assert line.startswith("the decoder is plain PyTorch, about half as fast: ")
+    assert line.startswith("the decoder is plain PyTorch, which is slower: ")
     assert said in line
     assert not cache.exists() or not list(cache.iterdir())
 

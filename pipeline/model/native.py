@@ -217,7 +217,7 @@ def native_decoder(plain: FastDecoder) -> type[FastDecoder]:
         error = _error(FastDecoder(plain.decoder))
     except (OSError, subprocess.SubprocessError) as failure:
         said = getattr(failure, "stderr", None) or str(failure)
-        _log.warning("the decoder is plain PyTorch, about half as fast: %s", said.strip().splitlines()[0])
+        _log.warning("the decoder is plain PyTorch, which is slower: %s", said.strip().splitlines()[0])
         return FastDecoder
     if not error <= _LARGEST_ERROR:
         _log.warning("the decoder is plain PyTorch: compiled for this CPU, its error is %.1e", error)
@@ -282,7 +282,8 @@ def _compiler() -> list[str]:
 
 
 def _run(command: Sequence[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout  # noqa: S603 (the machine's compiler)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)  # noqa: S603 (a compiler)
+    return done.stdout
 
 
 def _call(name: str, *arguments: Any) -> None:
@@ -301,11 +302,8 @@ def _argument(value: Any) -> Any:
 
 
 def _address(tensor: torch.Tensor) -> int:
-    if (
-        tensor.dtype not in {torch.float32, torch.int64}
-        or tensor.device.type != "cpu"
-        or not tensor.is_contiguous()
-    ):
+    known = tensor.dtype in {torch.float32, torch.int64} and tensor.device.type == "cpu"
+    if not known or not tensor.is_contiguous():
         raise TypeError(f"a kernel was given {tensor.dtype} on {tensor.device} with strides {tensor.stride()}")
     return tensor.data_ptr()
 
