@@ -58,7 +58,7 @@ def test_masks_of_lively_weights(name: str, setting: str) -> None:
 
 
 def assert_same_of_trained_weights(name: str, **arguments: Any) -> None:
-    thresholds = load_model("demo", device="cpu").thresholds
+    thresholds = load_model("demo", device="cpu", kernels=False).thresholds  # kernels have no float64
     assert len(assert_same(trained_pair(), name, {**thresholds, **arguments})) >= 5
 
 

@@ -83,6 +83,11 @@ def test_masks_at_a_small_size(name: str, setting: str) -> None:
     assert_lively(reference, setting, prompts=36)
 
 
+def test_these_are_the_decoders_that_runs_take() -> None:
+    for both in (pair(SMALL_SIZE), trained_pair()):
+        assert both.model.decoder_class is load_model("demo", device="cpu").decoder_class
+
+
 @pytest.mark.long
 def test_masks_of_trained_weights_with_every_default() -> None:
     assert_parity_of_trained_weights("coffee")
