@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compiling import needs_compiler
+from compiling import needs_compiler, needs_matrix_unit
 from test_decoder import fast, prompts, reference
 
 from pipeline.model import load_model, native
@@ -64,10 +64,11 @@ def test_the_number_of_threads_and_of_prompts_at_once_change_rounding_only(model
         torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernels_are_the_same_to_the_bit_in_any_number_of_threads(
-    model: SamModel, monkeypatch: pytest.MonkeyPatch
+    model: SamModel, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    decoder = NativeDecoder(model.mask_decoder)
+    decoder = NativeDecoder(model.mask_decoder, torch.float32, dtype)
     rows = []
     for threads in (1, 2, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -105,6 +106,28 @@ def test_some_prompts_and_some_masks_are_upscaled(model: SamModel) -> None:
             decoder.upscale(image, state.select(wanted), weights, logits)
         answers.append(logits)
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-4, atol=1e-4)
+
+
+@needs_matrix_unit
+def test_in_bfloat16_masks_are_near_and_all_before_them_is_the_same(model: SamModel) -> None:
+    matrix, one = torch.randn(64, 64).bfloat16(), torch.eye(64).bfloat16()
+    assert torch.equal(matrix @ one, matrix)
+    tokens, (state, _), logits = run(NativeDecoder(model.mask_decoder), 5)
+    other_tokens, (other, _), found = run(NativeDecoder(model.mask_decoder, torch.float32, torch.bfloat16), 5)
+    assert torch.equal(other_tokens, tokens)
+    assert torch.equal(other.rows_NrL, state.rows_NrL)
+    assert 1e-4 < float((found - logits).norm() / logits.norm()) < 5e-3
+    assert (found - logits).abs().max() < 0.02 * logits.abs().max()
+    assert torch.equal(matrix @ one, matrix)  # PyTorch uses the matrix unit too, and may have set it up before
+
+
+def test_in_bfloat16_without_a_matrix_unit_masks_are_those_of_float32(
+    model: SamModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native._library(), "knows_bfloat16", lambda: False)
+    _, _, right = run(NativeDecoder(model.mask_decoder), 9)
+    _, _, found = run(NativeDecoder(model.mask_decoder, torch.float32, torch.bfloat16), 9)
+    assert torch.equal(found, right)
 
 
 def test_an_image_of_81_places_is_left_to_plain_pytorch(model: SamModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,19 +215,27 @@ def test_where_nothing_can_be_kept_they_are_compiled_all_the_same(model: SamMode
     assert native_decoder(FastDecoder(model.mask_decoder)) is NativeDecoder
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_matrix_unit)])
 def test_wrong_answers_are_not_taken(
-    model: SamModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: SamModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dtype: torch.dtype,
 ) -> None:
     call = native._call
 
     def wrong(name: str, *arguments: object) -> None:
         call(name, *arguments)
-        if name == "upscale" and isinstance(logits := arguments[-1], torch.Tensor):
+        if (
+            name == "upscale"
+            and arguments[0] == (dtype == torch.bfloat16)
+            and isinstance(logits := arguments[-1], torch.Tensor)
+        ):
             logits[0, 0, 0, 0] += 100
 
     monkeypatch.setattr(native, "_call", wrong)
-    assert native_decoder(FastDecoder(model.mask_decoder)) is FastDecoder
-    assert "its error is" in caplog.text
+    assert native_decoder(FastDecoder(model.mask_decoder, torch.float32, dtype)) is FastDecoder
+    assert f"its error in {dtype} is" in caplog.text
 
 
 def test_cpus_for_which_they_were_not_measured_do_without(

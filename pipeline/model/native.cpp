@@ -5,147 +5,21 @@
 // float32 and lie in blocks of 64 places: [L / 64][rows][64]. Tokens have 8 heads of 16 channels, 128 channels in all.
 // Products are summed in the same order whatever the number of threads.
 
-#include <algorithm>
+#include "native_math.h"
+
 #include <atomic>
-#include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <system_error>
 #include <thread>
-#include <vector>
-
-#include <immintrin.h>
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int WIDTH = 16;
-#elif defined(__AVX2__)
-constexpr int WIDTH = 8;
-#else
-#error "slower than PyTorch without AVX2"
-#endif
-constexpr int TILE = WIDTH == 16 ? 8 : 6;  // rows whose sums are kept in registers, two vectors each
-constexpr long PLACES = 64, HEADS = 8, EACH = 16, INNER = HEADS * EACH;
+constexpr long HEADS = 8, EACH = 16, INNER = HEADS * EACH;
 constexpr long SLOTS = 64;  // of tokens: token t of head h is in slot 8 h + t
 constexpr long PAIR = 2 * SLOTS / HEADS;  // slots of two heads, which are multiplied at once
 constexpr long TOGETHER = 8;  // prompts for which a block of tables stays in the cache
 constexpr long PIXELS = 4, FIRST = 64, LAST = 32;  // pixels a transposed convolution makes of one; their channels
-
-typedef float Vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-typedef int32_t Int __attribute__((vector_size(4 * WIDTH)));
-
-inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
-inline void store(float* to, Vec x) { *reinterpret_cast<Vec*>(to) = x; }
-inline Vec all(float x) { return x - Vec{}; }
-inline Vec larger(Vec x, Vec y) { return x > y ? x : y; }  // y where one is no number
-
-// Of x from -87 on, below as of -87; within 1 ulp. Taylor's series within half a power of two.
-inline Vec exponential(Vec x) {
-    x = larger(all(-87.0f), x);
-    const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-    const Vec rounded = x * 1.44269504f + round, n = rounded - round;
-    const Vec f = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vec y = all(1.0f / 5040);
-    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) y = y * f + c;
-    return (Vec)((Int)y + ((Int)rounded << 23));
-}
-
-// x times the normal distribution's function; largest error 4e-7. The logarithm of erfc is a polynomial from 0 to 5.
-inline Vec gelu(Vec x) {
-    constexpr float logarithm[] = {-1.104421112e-7f, 2.976813127e-6f, -3.339582219e-5f, 1.897412714e-4f,
-                                   -4.027930003e-4f, -1.986868092e-3f, 2.135243801e-2f, -1.040770131e-1f,
-                                   -6.362260554e-1f, -1.128425803f, 9.178107954e-7f};
-    const Vec z = -larger(larger(x, -x) * -0.70710678f, all(-5.0f));
-    Vec y = {};
-    for (float c : logarithm) y = y * z + c;
-    const Vec half = 0.5f * exponential(y);
-    return x * (x < 0.0f ? half : 1.0f - half);
-}
-
-inline Vec reciprocal_root(Vec x) {
-    for (int i = 0; i < WIDTH; i++) x[i] = 1.0f / std::sqrt(x[i]);
-    return x;
-}
-
-// A matrix of which element i, j is at i * row + j * column.
-struct Matrix {
-    const float* at;
-    long row, column;
-    Matrix from_row(long i) const { return {at + i * row, row, column}; }
-};
-
-template <int ROWS, int VECTORS>
-inline void tile(long k, Matrix a, const float* b, long b_row, float* c, long c_row, bool onto) {
-    Vec sums[ROWS][VECTORS];
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) sums[i][v] = Vec{};
-    for (long j = 0; j < k; j++) {
-        Vec right[VECTORS];
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) right[v] = load(b + j * b_row + v * WIDTH);
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) {
-            const float left = a.at[i * a.row + j * a.column];
-#pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; v++) sums[i][v] += left * right[v];
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) {
-            float* to = c + i * c_row + v * WIDTH;
-            store(to, onto ? load(to) + sums[i][v] : sums[i][v]);
-        }
-}
-
-template <int ROWS>
-inline void tiles(long m, long n, long k, Matrix a, const float* b, long b_row, float* c, long c_row, bool onto) {
-    if constexpr (ROWS > 0) {
-        if (m < ROWS) return tiles<ROWS - 1>(m, n, k, a, b, b_row, c, c_row, onto);
-        long v = 0;
-        for (; v + 2 * WIDTH <= n; v += 2 * WIDTH) tile<ROWS, 2>(k, a, b + v, b_row, c + v, c_row, onto);
-        for (; v < n; v += WIDTH) tile<ROWS, 1>(k, a, b + v, b_row, c + v, c_row, onto);
-    }
-}
-
-// c (m x n) = a (m x k) b (k x n), or c += a b; n is a multiple of a vector's width. What is added is summed first:
-// of a sum over all places, block by block, the roundings are then as many as there are blocks, not places.
-void product(long m, long n, long k, Matrix a, const float* b, long b_row, float* c, long c_row, bool onto = false) {
-    for (long i = 0; i < m; i += TILE)
-        tiles<TILE>(std::min<long>(TILE, m - i), n, k, a.from_row(i), b, b_row, c + i * c_row, c_row, onto);
-}
-
-// Floats from a multiple of 64 bytes on.
-class Scratch {
-public:
-    explicit Scratch(long floats) : heap_(floats + 16) {}
-    float* take(long floats) {
-        if (!next_) next_ = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(heap_.data()) + 63) & ~uintptr_t{63});
-        float* taken = next_;
-        next_ += floats;
-        return taken;
-    }
-
-private:
-    std::vector<float> heap_;
-    float* next_ = nullptr;
-};
-
-// While it lives, numbers below 1.2e-38 are zero. A sharp softmax makes many, and an Intel Xeon took up to forty times as
-// long for a pass over them.
-class NoDenormals {
-public:
-    NoDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-    ~NoDenormals() { _mm_setcsr(before_); }
-
-private:
-    unsigned before_;
-};
 
 // Calls work(first, last) for groups of prompts, in so many threads.
 template <class Work>
@@ -275,7 +149,7 @@ extern "C" void read_places(long threads, long N, long blocks, long r, const flo
     in_groups(threads, N, [=](long first, long last) {
         Scratch scratch(2 * INNER * PLACES + PLACES * SLOTS + 2 * TOGETHER * SLOTS);
         float *mixed = scratch.take(INNER * PLACES), *weighed = scratch.take(INNER * PLACES);
-        float *scores = scratch.take(PLACES * SLOTS);  // place by place
+        float* scores = scratch.take(PLACES * SLOTS);  // place by place
         float *tops = scratch.take(TOGETHER * SLOTS), *sums = scratch.take(TOGETHER * SLOTS);
         std::fill_n(tops, TOGETHER * SLOTS, -std::numeric_limits<float>::infinity());
         std::fill_n(sums, TOGETHER * SLOTS, 0.0f);
@@ -328,32 +202,30 @@ extern "C" void read_places(long threads, long N, long blocks, long r, const flo
     });
 }
 
-// Image tokens to masks: two transposed convolutions of kernel 2 and stride 2, a normalisation and two GELUs, and the
-// product with a mask's own weights.
-//
-//   which     N: of the prompts in scale and rows, those whose masks are made
-//   by_row    N x 4 x r x 64: the basis times the first convolution, for each pixel that it makes of a place
-//   shared    blocks x 4 x 64 x 64 places: U times it; rest, 4 x 64: c times it, and its bias
-//   gain, bias    64: of the normalisation
-//   last      64 x 128: the last convolution, four pixels of 32 channels; last_bias 128
-//   weights   N x 32 x M
-//   logits    N x M x 4 side x 4 side, filled
-extern "C" void upscale(long threads, long N, long blocks, long r, long M, long side, float eps,
-                        const int64_t* which, const float* by_row, const float* scale, const float* rows,
-                        const float* shared, const float* rest, const float* gain, const float* bias,
-                        const float* last, const float* last_bias, const float* weights, float* logits) {
+namespace {
+
+template <class Type>
+void upscale_in(long threads, long N, long blocks, long r, long M, long side, float eps, const int64_t* which,
+                const void* by_row, const float* scale, const float* rows, const float* shared, const float* rest,
+                const float* gain, const float* bias, const void* last, const float* last_bias, const float* weights,
+                float* logits) {
+    using Number = typename Type::Number;
+    const Number *first_map = static_cast<const Number*>(by_row), *last_map = static_cast<const Number*>(last);
     in_groups(threads, N, [=](long first, long end) {
-        Scratch scratch((FIRST + PIXELS * LAST + PIXELS * PIXELS * M) * PLACES);
+        [[maybe_unused]] const Type configured;
+        const long rows_room = Type::room(r), first_room = Type::room(FIRST);
+        Scratch scratch((FIRST + PIXELS * LAST + PIXELS * PIXELS * M) * PLACES + rows_room + first_room);
         float *once = scratch.take(FIRST * PLACES), *twice = scratch.take(PIXELS * LAST * PLACES);
-        float *made = scratch.take(PIXELS * PIXELS * M * PLACES);
+        float* made = scratch.take(PIXELS * PIXELS * M * PLACES);
+        float *for_rows = scratch.take(rows_room), *for_first = scratch.take(first_room);
         for (long b = 0; b < blocks; b++)
             for (long n = first; n < end; n++) {
                 const long block = which[n] * blocks + b;
                 const float *s = scale + block * PLACES, *row = rows + block * r * PLACES;
+                const Number* const right = Type::right(r, row, for_rows);
                 for (long q = 0; q < PIXELS; q++) {
                     scaled(FIRST, shared + (b * PIXELS + q) * FIRST * PLACES, s, nullptr, once);
-                    const Matrix first_map{by_row + (n * PIXELS + q) * r * FIRST, 1, FIRST};
-                    product(FIRST, PLACES, r, first_map, row, PLACES, once, PLACES, true);
+                    Type::product(FIRST, r, first_map + (n * PIXELS + q) * Type::depth(r) * FIRST, right, once, true);
                     for (long v = 0; v < PLACES; v += WIDTH) {
                         Vec mean = {}, variance = {};
                         for (long i = 0; i < FIRST; i++) mean += load(once + i * PLACES + v) + rest[q * FIRST + i];
@@ -366,13 +238,13 @@ extern "C" void upscale(long threads, long N, long blocks, long r, long M, long 
                         const Vec factor = reciprocal_root(variance / float(FIRST) + eps);
                         for (long i = 0; i < FIRST; i++) {
                             float* x = once + i * PLACES + v;
-                            store(x, gelu(load(x) * factor * gain[i] + bias[i]));
+                            store(x, Type::gelu(load(x) * factor * gain[i] + bias[i]));
                         }
                     }
-                    product(PIXELS * LAST, PLACES, FIRST, {last, 1, PIXELS * LAST}, once, PLACES, twice, PLACES);
+                    Type::product(PIXELS * LAST, FIRST, last_map, Type::right(FIRST, once, for_first), twice, false);
                     for (long i = 0; i < PIXELS * LAST; i++)
                         for (long v = i * PLACES; v < (i + 1) * PLACES; v += WIDTH)
-                            store(twice + v, gelu(load(twice + v) + last_bias[i]));
+                            store(twice + v, Type::gelu(load(twice + v) + last_bias[i]));
                     for (long d = 0; d < PIXELS; d++)
                         product(M, PLACES, LAST, {weights + n * LAST * M, 1, M}, twice + d * LAST * PLACES, PLACES,
                                 made + (q * PIXELS + d) * M * PLACES, PLACES);
@@ -388,4 +260,40 @@ extern "C" void upscale(long threads, long N, long blocks, long r, long M, long 
                     }
             }
     });
+}
+
+}  // namespace
+
+// Whether `upscale` has a matrix unit for bfloat16.
+extern "C" int knows_bfloat16() {
+#ifdef MATRIX_UNIT
+    return has_matrix_unit();
+#else
+    return 0;
+#endif
+}
+
+// Image tokens to masks: two transposed convolutions of kernel 2 and stride 2, a normalisation and two GELUs, and the
+// product with a mask's own weights.
+//
+//   bfloat16  whether the convolutions are in bfloat16; their matrices are then transposed, and those of by_row end in
+//             columns of zeros, up to a multiple of 32
+//   which     N: of the prompts in scale and rows, those whose masks are made
+//   by_row    N x 4 x r x 64: the basis times the first convolution, for each pixel that it makes of a place
+//   shared    blocks x 4 x 64 x 64 places: U times it; rest, 4 x 64: c times it, and its bias
+//   gain, bias    64: of the normalisation
+//   last      64 x 128: the last convolution, four pixels of 32 channels; last_bias 128
+//   weights   N x 32 x M
+//   logits    N x M x 4 side x 4 side, filled
+extern "C" void upscale(long threads, [[maybe_unused]] long bfloat16, long N, long blocks, long r, long M, long side,
+                        float eps, const int64_t* which, const void* by_row, const float* scale, const float* rows,
+                        const float* shared, const float* rest, const float* gain, const float* bias, const void* last,
+                        const float* last_bias, const float* weights, float* logits) {
+#ifdef MATRIX_UNIT
+    if (bfloat16)
+        return upscale_in<InBFloat16>(threads, N, blocks, r, M, side, eps, which, by_row, scale, rows, shared, rest,
+                                      gain, bias, last, last_bias, weights, logits);
+#endif
+    upscale_in<InFloat32>(threads, N, blocks, r, M, side, eps, which, by_row, scale, rows, shared, rest, gain, bias,
+                          last, last_bias, weights, logits);
 }

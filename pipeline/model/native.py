@@ -32,8 +32,10 @@ from pipeline.model.image_tokens import ImageTables, ImageTokens, Layer, Norm, P
 _MOST_TOKENS: Final = 8  # of a prompt
 _PLACES: Final = 64  # of a block
 _SOURCE: Final = Path(__file__).with_name("native.cpp")
+_HEADER: Final = Path(__file__).with_name("native_math.h")
 _FLAGS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-pthread", "-shared", "-fPIC")
-_LARGEST_ERROR: Final = 1e-5  # of the norm
+_LARGEST_ERRORS: Final = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of the norm
+_DEEP: Final = 32  # a bfloat16 matrix has a multiple of these columns
 _log = logging.getLogger("everymask")
 
 
@@ -61,16 +63,20 @@ class NativeTokens(ImageTokens):
 
 
 class NativeDecoder(FastDecoder):
-    """A `FastDecoder` of the same answers but for rounding, on a CPU and in float32, whatever type was asked for.
+    """A `FastDecoder` of the same answers but for rounding, on a CPU.
+
+    Up to the predicted IoU all is in float32, whatever type was asked for. So is upscaling, unless bfloat16 was
+    asked for and the CPU has a matrix unit for that (AMX).
 
     Left to plain PyTorch are prompts of more than 8 tokens, and images whose number of places is no multiple of 64
     or which are not in float32.
     """
 
     def __init__(self, decoder: MaskDecoder, *dtypes: torch.dtype) -> None:
-        """As `FastDecoder`; the types are those of what is left to plain PyTorch."""
+        """As `FastDecoder`; of what is left to plain PyTorch the types are always those."""
         super().__init__(decoder)
         self._plain = FastDecoder(decoder, *dtypes)
+        self._bfloat16 = self._plain.upscaling_dtype == torch.bfloat16 and bool(_library().knows_bfloat16())
 
     @staticmethod
     def prompts_at_once() -> int:
@@ -132,14 +138,20 @@ class NativeDecoder(FastDecoder):
         _, norm, _, last, _ = cast(Any, self.decoder.output_upscaling)
         _, blocks, rows, _ = tokens.rows_NrL.shape
         by_row_Nor = torch.cat([weight_oC @ tokens.basis_NrC.mT for weight_oC in image.upscaling_ioC], dim=1)
-        by_row_Nqrc = by_row_Nor.view(len(tokens), 4, -1, rows).mT
+        by_row_Nqcr = by_row_Nor.view(len(tokens), 4, -1, rows)
         last_ioc, last_bias_o = as_linear(last)
+        last_oc = last_ioc.flatten(0, 1)
+        if self._bfloat16:
+            by_row, last_map = F.pad(by_row_Nqcr, (0, -rows % _DEEP)).bfloat16(), last_oc.bfloat16()
+        else:
+            by_row, last_map = by_row_Nqcr.mT, last_oc.T
         _call(
             "upscale",
-            *(len(tokens), blocks, rows, logits_NMSS.shape[1], logits_NMSS.shape[3] // 4, norm.eps),
-            *(tokens.which_N, by_row_Nqrc.contiguous(), tokens.scale_N1L, tokens.rows_NrL),
+            *(self._bfloat16, len(tokens), blocks, rows),
+            *(logits_NMSS.shape[1], logits_NMSS.shape[3] // 4, norm.eps),
+            *(tokens.which_N, by_row.contiguous(), tokens.scale_N1L, tokens.rows_NrL),
             *(image.upscaling_shared_iLo, image.upscaling_rest_io, norm.weight, norm.bias),
-            *(last_ioc.flatten(0, 1).T.contiguous(), last_bias_o.repeat(2), weights_NMc.mT.contiguous()),
+            *(last_map.contiguous(), last_bias_o.repeat(2), weights_NMc.mT.contiguous()),
             logits_NMSS,
         )
 
@@ -214,23 +226,26 @@ def native_decoder(plain: FastDecoder) -> type[FastDecoder]:
         return FastDecoder
     try:
         _library()
-        error = _error(FastDecoder(plain.decoder))
+        errors = {dtype: _error(plain.decoder, dtype) for dtype in {torch.float32, plain.upscaling_dtype}}
     except (OSError, subprocess.SubprocessError) as failure:
         said = getattr(failure, "stderr", None) or str(failure)
         _log.warning("the decoder is plain PyTorch, which is slower: %s", said.strip().splitlines()[0])
         return FastDecoder
-    if not error <= _LARGEST_ERROR:
-        _log.warning("the decoder is plain PyTorch: compiled for this CPU, its error is %.1e", error)
-        return FastDecoder
+    for dtype, error in errors.items():
+        if not error <= _LARGEST_ERRORS[dtype]:
+            _log.warning(
+                "the decoder is plain PyTorch: compiled for this CPU, its error in %s is %.1e", dtype, error
+            )
+            return FastDecoder
     return NativeDecoder
 
 
 @torch.inference_mode()
-def _error(plain: FastDecoder) -> float:
-    """The largest of what the native decoder makes of some prompts, against the plain one."""
-    native = NativeDecoder(plain.decoder)
+def _error(modules: MaskDecoder, upscaling_dtype: torch.dtype) -> float:
+    """The largest of what the native decoder makes of some prompts, against the plain one in float32."""
+    plain, native = FastDecoder(modules), NativeDecoder(modules, torch.float32, upscaling_dtype)
     generator = torch.Generator().manual_seed(0)
-    channels = plain.decoder.mask_tokens.weight.shape[1]
+    channels = modules.mask_tokens.weight.shape[1]
     embedding, positions = torch.randn(2, 1, channels, 16, 16, generator=generator)
     prompts = torch.randn(3, 7, channels, generator=generator)
     weights = torch.randn(3, 2, channels // 8, generator=generator)
@@ -255,7 +270,7 @@ def _library() -> ctypes.CDLL:
     compiler = _compiler()
     # All that the compiler knows of itself and of this CPU.
     macros = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    known = "\0".join([_SOURCE.read_text(), *_FLAGS, macros])
+    known = "\0".join([_SOURCE.read_text(), _HEADER.read_text(), *_FLAGS, macros])
     path = cache_folder() / f"native-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
     if path.exists():
         return ctypes.CDLL(str(path))
@@ -302,7 +317,7 @@ def _argument(value: Any) -> Any:
 
 
 def _address(tensor: torch.Tensor) -> int:
-    known = tensor.dtype in {torch.float32, torch.int64} and tensor.device.type == "cpu"
+    known = tensor.dtype in {torch.float32, torch.bfloat16, torch.int64} and tensor.device.type == "cpu"
     if not known or not tensor.is_contiguous():
         raise TypeError(f"a kernel was given {tensor.dtype} on {tensor.device} with strides {tensor.stride()}")
     return tensor.data_ptr()
