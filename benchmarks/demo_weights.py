@@ -91,6 +91,10 @@ ROUNDS: Final = {
             seeds=(11,),
             share=0.35,
         ),
+        Round(
+            "--scenes 4 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 4e-4",
+            seeds=(12, 13),
+        ),
     ],
     "cuda": [
         Round(
@@ -120,7 +124,7 @@ def main() -> None:
                 begun: list[str | Path] = ["--checkpoint", before] if before else []
                 _run("train_model", *common, *flags.split(), "--seed", seed, *begun, "--output", became[-1])
         trained = became[0]
-        if before and share < 1:
+        if before and (share < 1 or len(became) > 1):
             trained = options.output / f"averaged-{number}.safetensors"
             if not trained.exists():
                 _average(before, became, share, trained)
