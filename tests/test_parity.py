@@ -101,13 +101,14 @@ def test_masks_of_trained_weights_with_every_default_but_fewer_points_on_a_large
 def assert_parity_of_trained_weights(name: str, **arguments: Any) -> None:
     """At the published size; their own thresholds are said to the reference.
 
-    A pixel whose logit is 0 but for rounding may fall on either side, and no other. Few masks have one.
+    A pixel whose logit is 0 but for rounding may fall on either side, and no other. Few masks have one. So may one
+    whose logit is a stability score's offset.
     """
     thresholds = load_model("demo", device="cpu").thresholds
     both = trained_pair()
     ours, reference = both.masks(PHOTOGRAPHS[name](), **thresholds, **arguments)
     assert len(reference) >= 5
-    assert_parity(ours, reference)
+    assert_parity(ours, reference, stray_pixels=1)
     equal, strays = 0, 0
     for a, b in zip(ours, reference, strict=True):
         if a["segmentation"] == b["segmentation"]:
