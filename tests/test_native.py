@@ -139,8 +139,9 @@ def test_an_image_of_81_places_is_left_to_plain_pytorch(model: SamModel, monkeyp
     assert torch.equal(found, logits)
 
 
-def test_no_number_stays_none(model: SamModel) -> None:
-    decoder = NativeDecoder(model.mask_decoder)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_number_stays_none(model: SamModel, dtype: torch.dtype) -> None:
+    decoder = NativeDecoder(model.mask_decoder, torch.float32, dtype)
     embedding, prompts = torch.randn(1, 256, 16, 16), torch.randn(2, 7, 256)
     embedding[0, 3, 5, 5] = torch.nan
     logits = torch.empty(2, 3, 64, 64)

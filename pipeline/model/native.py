@@ -35,7 +35,7 @@ _SOURCE: Final = Path(__file__).with_name("native.cpp")
 _HEADER: Final = Path(__file__).with_name("native_math.h")
 _FLAGS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-pthread", "-shared", "-fPIC")
 _LARGEST_ERRORS: Final = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of the norm
-_DEEP: Final = 32  # a bfloat16 matrix has a multiple of these columns
+_DEEP: Final = 32  # columns of a matrix unit's tile in bfloat16
 _log = logging.getLogger("everymask")
 
 

@@ -142,7 +142,6 @@ private:
     unsigned before_;
 };
 
-
 // Products of matrices with rows of 64 places, in float32. See InBFloat16.
 struct InFloat32 {
     using Number = float;  // of the left matrix, k x m
