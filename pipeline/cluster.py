@@ -33,9 +33,13 @@ def check_answers() -> None:
     import grpc  # noqa: PLC0415 (where training without Ray asks for the address, it need not be there)
 
     with grpc.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        # Not `grpc.channel_ready_future`, whose thread may find the channel closed and print a traceback.
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
-            grpc.channel_ready_future(channel).result(timeout=_ANSWER_SECONDS)
-        except grpc.FutureTimeoutError as error:
+            check(b"", timeout=_ANSWER_SECONDS, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() not in {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}:
+                return  # whatever is wrong with the call, something answered
             raise ClusterError(
                 f"No Ray cluster answers at {server}, where RAY_ADDRESS={address} points. Give the host and port "
                 "of its head (6379 unless `ray start --port` says otherwise; 8265 is the dashboard's), or unset "

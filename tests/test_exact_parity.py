@@ -40,7 +40,7 @@ def _in_float64() -> Iterator[None]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(2400)  # beside other work it takes ten minutes
+@pytest.mark.timeout(2400)  # beside other work it may take twenty minutes
 def test_masks_of_trained_weights_with_every_default() -> None:
     assert_same_of_trained_weights("coffee")
 

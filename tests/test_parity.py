@@ -89,6 +89,7 @@ def test_these_are_the_decoders_that_runs_take() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)  # beside other work it may take twenty minutes
 def test_masks_of_trained_weights_with_every_default() -> None:
     assert_parity_of_trained_weights("coffee")
 
