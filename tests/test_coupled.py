@@ -12,10 +12,9 @@ from pipeline.model.weights import seeded_model
 from pipeline.training.coupled import (
     Prompts,
     decode,
-    dice_loss,
-    focal_loss,
     mask_losses,
     normalised,
+    pairwise_losses,
     prompt_kind,
 )
 from pipeline.training.examples import Batch
@@ -54,11 +53,25 @@ def test_decode_answers_as_the_reference_decoder(kind: str) -> None:
 def test_losses_by_hand() -> None:
     logits = torch.tensor([[0.0, 2.0], [-1.0, 5.0]])
     target = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    other = torch.tensor([[0.0, 0.25], [1.0, 0.0]])
+    focal, dice = pairwise_losses(logits[None, None, None], torch.stack([target, other])[None])
+    assert focal.shape == dice.shape == (1, 1, 1, 2)
     p = logits.sigmoid()
-    right = torch.where(target > 0, p, 1 - p)
-    assert focal_loss(logits, target) == pytest.approx(float(((1 - right) ** 2 * -right.log()).mean()), abs=1e-6)
-    dice = 1 - (2 * float(p[0].sum()) + 1) / (float(p.sum()) + 2 + 1)
-    assert dice_loss(logits, target) == pytest.approx(dice, abs=1e-6)
+    on, off = (1 - p) ** 2 * -p.log(), p**2 * -(1 - p).log()
+    for i, mask in enumerate((target, other)):
+        assert focal[0, 0, 0, i] == pytest.approx(float((mask * on + (1 - mask) * off).mean()), abs=1e-6)
+        overlap = 2 * float((p * mask).sum()) + 1
+        assert dice[0, 0, 0, i] == pytest.approx(1 - overlap / float(p.sum() + mask.sum() + 1), abs=1e-6)
+
+
+def test_pairs_are_of_the_same_picture() -> None:
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 3, 3, 8, 8), torch.rand(2, 5, 8, 8)
+    together = pairwise_losses(logits, masks)
+    for b, p, m, n in ((0, 2, 1, 4), (1, 0, 2, 3)):
+        alone = pairwise_losses(logits[b : b + 1, p : p + 1, m : m + 1], masks[b : b + 1, n : n + 1])
+        for one, all_pairs in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0, 0, 0, 0], all_pairs[b, p, m, n])
 
 
 def one_square(mask: torch.Tensor, other: torch.Tensor | None = None) -> Batch:
@@ -87,6 +100,26 @@ def test_only_the_best_of_three_masks_is_corrected() -> None:
     assert losses["miou"] == 1
     # The IoU head learns all three: 1, a third, none.
     assert losses["iou"] == pytest.approx((1 + 1 / 9 + 0) / 3, abs=1e-6)
+
+
+def test_each_mask_under_the_click_corrects_the_nearest_of_three() -> None:
+    whole, part, elsewhere = torch.zeros(3, 16, 16)
+    whole[2:14, 2:14], part[6:10, 6:10], elsewhere[0:2] = 1, 1, 1
+    drawn = torch.stack([torch.roll(elsewhere, 1, 0), torch.roll(part, 1, 0), torch.roll(whole, 1, 0)])
+    iou = torch.zeros(1, 1, 3)
+
+    def corrected(other: torch.Tensor) -> list[bool]:
+        logits = ((drawn - 0.5) * 4)[None, None].requires_grad_()
+        mask_losses(logits, iou, one_square(whole, other))["loss"].backward()
+        assert logits.grad is not None
+        return [bool(gradient.abs().sum() > 0) for gradient in logits.grad[0, 0]]
+
+    assert corrected(elsewhere) == [False, False, True]
+    assert corrected(part) == [False, True, True]
+    both = mask_losses(((drawn - 0.5) * 4)[None, None], iou, one_square(whole, part))
+    each = [mask_losses(((drawn - 0.5) * 4)[None, None], iou, one_square(mask)) for mask in (whole, part)]
+    for name in ("focal", "dice", "miou"):
+        assert both[name] == pytest.approx(float(each[0][name] + each[1][name]) / 2, abs=1e-6)
 
 
 def test_a_mask_of_a_part_is_worth_its_iou_with_the_part() -> None:

@@ -70,7 +70,7 @@ def test_a_masks_datasets_own_limits_hold(tmp_path: Path, tiny_checkpoint: Path)
 
 
 def test_of_many_masks_as_many_are_decoded_as_an_example_has(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    amg = AmgConfig(points_per_side=4, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1)
+    amg = AmgConfig(points_per_side=5, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1)
     config = masks_dataset(tmp_path, tiny_checkpoint, 1, amg=amg)
     [row] = rows(config.output)
     assert len(row["masks"]) > MASKS

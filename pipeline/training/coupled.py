@@ -1,7 +1,8 @@
 """SAM's own training: encoder and decoder together, from prompts and masks.
 
-Paper: https://arxiv.org/abs/2304.02643, appendix A. A single click is ambiguous, so three masks are made and only
-the best of them is corrected; focal and dice loss are weighed 20 : 1; the IoU head learns by mean squared error.
+Paper: https://arxiv.org/abs/2304.02643, appendix A. A single click is ambiguous, so three masks are made, and for
+each mask under it only the nearest of them is corrected; focal and dice loss are weighed 20 : 1; the IoU head
+learns by mean squared error.
 """
 
 from dataclasses import dataclass
@@ -111,8 +112,9 @@ class Prompts:
     @torch.no_grad()
     def corrected(self, logits_BPMss: torch.Tensor, batch: Batch) -> "Prompts":
         """With one more click each, in the middle of the largest difference between mask and target."""
-        target = _targets(batch)
-        best = _best(logits_BPMss, target)
+        pictures = torch.arange(len(batch.targets_BP), device=batch.targets_BP.device)[:, None]
+        target = batch.masks_BNss[pictures, batch.targets_BP].float() / 255
+        best = _best(logits_BPMss, batch)
         wrong = (best > 0) != (target > 0.5)
         # The pixel with most wrong pixels about it; where all is right, the mask's own middle.
         weight = torch.where(wrong.flatten(2).any(-1)[..., None, None], wrong, target > 0.5).float()
@@ -167,76 +169,86 @@ def decode(model: SamModel, features_BCHW: torch.Tensor, prompts: Prompts) -> tu
 def mask_losses(logits_BPMss: torch.Tensor, iou_BPM: torch.Tensor, batch: Batch) -> Losses:
     """Focal, dice and IoU losses, and `miou`: how good the best masks are.
 
-    The IoU head is to predict a mask's IoU with what was asked for. Where three masks answer a single click, which
-    does not say what it means, that is the best of the picture's masks under the click: a part is no wrong answer
-    to a click on the whole.
+    A single click does not say what it means. So each of the picture's masks under it is a right answer, and the
+    three masks are to hold all of them: for each, that one of the three is corrected which is nearest. A prompt's
+    loss is the mean over the masks under it. SAM's training draws one of them at a time; this is what it expects,
+    and costs no more decoding. With a box or several clicks, one mask answers what was asked for.
+
+    The IoU head is to predict a mask's IoU with the best of the right answers: a part is no wrong answer to a
+    click on the whole.
     """
-    target_BPss = _targets(batch)
-    target = target_BPss[:, :, None].expand_as(logits_BPMss)
-    focal = focal_loss(logits_BPMss, target)
-    dice = dice_loss(logits_BPMss, target)
-    chosen = (20 * focal + dice).detach().argmin(dim=2, keepdim=True)
+    ambiguous = logits_BPMss.shape[2] > 1
+    asked_BPN = _under_click(batch) if ambiguous else _targets(batch)
+    focal_BPMN, dice_BPMN = pairwise_losses(logits_BPMss, batch.masks_BNss.float() / 255)
+    chosen = (20 * focal_BPMN + dice_BPMN).detach().argmin(dim=2, keepdim=True)
+    weights_BPN = asked_BPN / (asked_BPN.sum(dim=2, keepdim=True) * asked_BPN[..., 0].numel())
+    focal, dice = ((value.gather(2, chosen).squeeze(2) * weights_BPN).sum() for value in (focal_BPMN, dice_BPMN))
     with torch.no_grad():
-        covered = logits_BPMss > 0
-        own = _iou(covered, target > 0.5)
-        ambiguous = covered.shape[2] > 1
-        actual = _best_iou_under_click(covered, batch) if ambiguous else own
-    focal, dice = (value.gather(2, chosen).mean() for value in (focal, dice))
-    iou_loss = F.mse_loss(iou_BPM, actual)
+        iou_BPMN = _pairwise_iou(logits_BPMss > 0, batch.masks_BNss > 127)
+        actual_BPM = (iou_BPMN * asked_BPN[:, :, None]).amax(dim=3)
+        miou = (iou_BPMN.amax(dim=2) * weights_BPN).sum()
+    iou_loss = F.mse_loss(iou_BPM, actual_BPM)
     return {
         "loss": 20 * focal + dice + iou_loss,
         "focal": focal.detach(),
         "dice": dice.detach(),
         "iou": iou_loss.detach(),
-        "miou": own.amax(dim=2).mean(),
+        "miou": miou,
     }
 
 
-def focal_loss(logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
-    """Lin et al. 2017 (https://arxiv.org/abs/1708.02002), the mean over the last two dimensions.
+def pairwise_losses(
+    logits_BPMss: torch.Tensor, masks_BNss: torch.Tensor, gamma: float = 2.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Focal and dice loss of each mask with each of the picture's, means over pixels: two of B x P x M x N.
 
-    Targets are shares from 0 to 1: a pixel on an edge is partly covered.
+    Focal loss: Lin et al. 2017 (https://arxiv.org/abs/1708.02002). Dice loss: Milletari et al. 2016
+    (https://arxiv.org/abs/1606.04797), 0 to 1. A pixel on an edge is partly covered; its focal loss is the mean of
+    that of a pixel on the mask and one off it, by how much of it is which. So both are products of matrices.
+
+    Args:
+        logits_BPMss: M masks for each of P prompts.
+        masks_BNss: N masks of the picture, how much of each pixel they cover, 0 to 1.
+        gamma: How much less well classified pixels count.
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return ((logits.sigmoid() - target).abs() ** gamma * cross_entropy).mean(dim=(-2, -1))
-
-
-def dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Milletari et al. 2016 (https://arxiv.org/abs/1606.04797), over the last two dimensions, 0 to 1."""
+    logits = logits_BPMss.flatten(3).flatten(1, 2)
+    masks = masks_BNss.flatten(2).transpose(1, 2)
     probability = logits.sigmoid()
-    overlap = 2 * (probability * target).sum(dim=(-2, -1)) + 1
-    return 1 - overlap / (probability.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1)) + 1)
+    on = (1 - probability) ** gamma * F.softplus(-logits)
+    off = probability**gamma * F.softplus(logits)
+    focal = (matmul_float32(on - off, masks) + off.sum(dim=2, keepdim=True)) / logits.shape[2]
+    overlap = 2 * matmul_float32(probability, masks) + 1
+    dice = 1 - overlap / (probability.sum(dim=2, keepdim=True) + masks.sum(dim=1, keepdim=True) + 1)
+    shape = logits_BPMss.shape[1:3]
+    return torch.unflatten(focal, 1, shape), torch.unflatten(dice, 1, shape)
 
 
 def _targets(batch: Batch) -> torch.Tensor:
-    """B x P x S/4 x S/4, 0 to 1."""
-    pictures = torch.arange(len(batch.targets_BP), device=batch.targets_BP.device)[:, None]
-    return batch.masks_BNss[pictures, batch.targets_BP].float() / 255
+    """B x P x N: the mask that each prompt was made for."""
+    return F.one_hot(batch.targets_BP, batch.masks_BNss.shape[1]).bool()
 
 
-def _best(logits_BPMss: torch.Tensor, target_BPss: torch.Tensor) -> torch.Tensor:
-    best = _iou(logits_BPMss > 0, target_BPss[:, :, None] > 0.5).argmax(dim=2)
+def _under_click(batch: Batch) -> torch.Tensor:
+    """B x P x N: the masks that each click lies on, at least the one it was made for."""
+    side = batch.masks_BNss.shape[-1]
+    cell_BP2 = (batch.points_BP2 / 4).long().clamp(0, side - 1)
+    pictures = torch.arange(len(cell_BP2), device=cell_BP2.device)[:, None]
+    covered_BPN = batch.masks_BNss[pictures, :, cell_BP2[..., 1], cell_BP2[..., 0]] > 127
+    return covered_BPN | _targets(batch)
+
+
+def _pairwise_iou(covered_BPMss: torch.Tensor, masks_BNss: torch.Tensor) -> torch.Tensor:
+    """B x P x M x N, of bool."""
+    mine, masks = covered_BPMss.flatten(3).flatten(1, 2).float(), masks_BNss.flatten(2).float()
+    both = matmul_float32(mine, masks.transpose(1, 2))
+    either = mine.sum(dim=2, keepdim=True) + masks.sum(dim=2)[:, None] - both
+    return torch.unflatten(both / either.clamp(min=1), 1, covered_BPMss.shape[1:3])
+
+
+def _best(logits_BPMss: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """B x P x s x s: of each prompt's masks the one nearest to what was asked for."""
+    iou_BPMN = _pairwise_iou(logits_BPMss > 0, batch.masks_BNss > 127)
+    best = (iou_BPMN * _targets(batch)[:, :, None]).amax(dim=3).argmax(dim=2)
     pictures, prompts = best.shape
     rows = torch.arange(pictures, device=best.device)[:, None]
     return logits_BPMss[rows, torch.arange(prompts, device=best.device), best]
-
-
-def _iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    both, either = (a & b).sum(dim=(-2, -1)), (a | b).sum(dim=(-2, -1))
-    return both / either.clamp(min=1)
-
-
-def _best_iou_under_click(covered_BPMss: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """B x P x M: the highest IoU with any mask of the picture that the click lies on, at least with its own."""
-    masks = batch.masks_BNss > 127
-    flat = masks.flatten(2).float()
-    mine = covered_BPMss.flatten(3).float()
-    both = matmul_float32(mine.flatten(1, 2), flat.transpose(1, 2)).view(*mine.shape[:3], -1)
-    either = mine.sum(-1)[..., None] + flat.sum(-1)[:, None, None] - both
-    iou = both / either.clamp(min=1)
-    side = masks.shape[-1]
-    cell = (batch.points_BP2 / 4).long().clamp(0, side - 1)
-    index = cell[..., 1] * side + cell[..., 0]
-    under = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2) > 0  # B x P x N
-    under = under | F.one_hot(batch.targets_BP, flat.shape[1]).bool()
-    return (iou * under[:, :, None]).amax(dim=-1)
