@@ -95,6 +95,11 @@ ROUNDS: Final = {
             "--scenes 4 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 4e-4",
             seeds=(12, 13),
         ),
+        Round(
+            "--scenes 1 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 5e-4",
+            seeds=(20, 21),
+            share=0.5,
+        ),
     ],
     "cuda": [
         Round(
