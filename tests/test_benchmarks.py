@@ -17,7 +17,7 @@ from pipeline.model.decoder import FastDecoder
 
 Run = Callable[..., str]
 BENCHMARKS: Final = Path(__file__).parents[1] / "benchmarks"
-SMALL: Final = ("--device", "cpu", "--image-size", "128", "--points-per-side", "4")
+SMALL: Final = ("--device", "cpu", "--image-size", "256", "--points-per-side", "4")
 
 
 @pytest.fixture

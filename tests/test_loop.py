@@ -51,10 +51,10 @@ def test_every_part_of_the_model_is_trained() -> None:
 
 def test_training_in_bfloat16_learns_and_keeps_float32_weights() -> None:
     [batch] = [Batches(scene_source(64, 0), **FEW)[0]]
-    begun = training(OptimizerConfig(steps=30, warmup_steps=2, learning_rate=1e-3), grouping=0.2)
+    begun = training(OptimizerConfig(steps=45, warmup_steps=2, learning_rate=1e-3), grouping=0.2)
     assert begun.config.precision == "bf16"
     history = []
-    begun.run(iter([batch] * 30), 1, lambda t: history.append(dict(t.position.losses)))
+    begun.run(iter([batch] * 45), 1, lambda t: history.append(dict(t.position.losses)))
     assert {p.dtype for p in begun.objective.parameters()} == {torch.float32}
     with torch.no_grad():
         losses = Coupled(begun.model.eval())(batch, 0)  # type: ignore[arg-type]
