@@ -113,17 +113,17 @@ class Prompts:
     def corrected(self, logits_BPMss: torch.Tensor, batch: Batch) -> "Prompts":
         """With one more click each, in the middle of the largest difference between mask and target."""
         pictures = torch.arange(len(batch.targets_BP), device=batch.targets_BP.device)[:, None]
-        target = batch.masks_BNss[pictures, batch.targets_BP].float() / 255
-        best = _best(logits_BPMss, batch)
-        wrong = (best > 0) != (target > 0.5)
+        target = batch.masks_BNss[pictures, batch.targets_BP] > 127
+        best = _best(logits_BPMss, target)
+        wrong = (best > 0) != target
         # The pixel with most wrong pixels about it; where all is right, the mask's own middle.
-        weight = torch.where(wrong.flatten(2).any(-1)[..., None, None], wrong, target > 0.5).float()
+        weight = torch.where(wrong.flatten(2).any(-1)[..., None, None], wrong, target).float()
         side = weight.shape[-1]
         smooth = F.avg_pool2d(weight, max(3, side // 8) | 1, 1, max(3, side // 8) // 2) * weight
         place = smooth.flatten(2).argmax(-1)
         scale = batch.pixels_B3SS.shape[-1] / side
         point = torch.stack([place % side, place // side], dim=-1).float().add(0.5).mul(scale)
-        label = target.flatten(2).gather(2, place[..., None]).squeeze(2).gt(0.5).long()
+        label = target.flatten(2).gather(2, place[..., None]).squeeze(2).long()
         return Prompts(
             torch.cat([self.points_BPK2, point[:, :, None]], dim=2),
             torch.cat([self.labels_BPK, label[:, :, None]], dim=2),
@@ -181,12 +181,13 @@ def mask_losses(logits_BPMss: torch.Tensor, iou_BPM: torch.Tensor, batch: Batch)
     asked_BPN = _under_click(batch) if ambiguous else _targets(batch)
     focal_BPMN, dice_BPMN = pairwise_losses(logits_BPMss, batch.masks_BNss.float() / 255)
     chosen = (20 * focal_BPMN + dice_BPMN).detach().argmin(dim=2, keepdim=True)
-    weights_BPN = asked_BPN / (asked_BPN.sum(dim=2, keepdim=True) * asked_BPN[..., 0].numel())
-    focal, dice = ((value.gather(2, chosen).squeeze(2) * weights_BPN).sum() for value in (focal_BPMN, dice_BPMN))
+    focal, dice = (
+        _mean_of_asked(losses.gather(2, chosen).squeeze(2), asked_BPN) for losses in (focal_BPMN, dice_BPMN)
+    )
     with torch.no_grad():
         iou_BPMN = _pairwise_iou(logits_BPMss > 0, batch.masks_BNss > 127)
         actual_BPM = (iou_BPMN * asked_BPN[:, :, None]).amax(dim=3)
-        miou = (iou_BPMN.amax(dim=2) * weights_BPN).sum()
+        miou = _mean_of_asked(iou_BPMN.amax(dim=2), asked_BPN)
     iou_loss = F.mse_loss(iou_BPM, actual_BPM)
     return {
         "loss": 20 * focal + dice + iou_loss,
@@ -223,6 +224,11 @@ def pairwise_losses(
     return torch.unflatten(focal, 1, shape), torch.unflatten(dice, 1, shape)
 
 
+def _mean_of_asked(values_BPN: torch.Tensor, asked_BPN: torch.Tensor) -> torch.Tensor:
+    """Of each prompt the mean over the masks it asks for, and of these the mean."""
+    return ((values_BPN * asked_BPN).sum(dim=2) / asked_BPN.sum(dim=2)).mean()
+
+
 def _targets(batch: Batch) -> torch.Tensor:
     """B x P x N: the mask that each prompt was made for."""
     return F.one_hot(batch.targets_BP, batch.masks_BNss.shape[1]).bool()
@@ -245,10 +251,9 @@ def _pairwise_iou(covered_BPMss: torch.Tensor, masks_BNss: torch.Tensor) -> torc
     return torch.unflatten(both / either.clamp(min=1), 1, covered_BPMss.shape[1:3])
 
 
-def _best(logits_BPMss: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """B x P x s x s: of each prompt's masks the one nearest to what was asked for."""
-    iou_BPMN = _pairwise_iou(logits_BPMss > 0, batch.masks_BNss > 127)
-    best = (iou_BPMN * _targets(batch)[:, :, None]).amax(dim=3).argmax(dim=2)
-    pictures, prompts = best.shape
-    rows = torch.arange(pictures, device=best.device)[:, None]
-    return logits_BPMss[rows, torch.arange(prompts, device=best.device), best]
+def _best(logits_BPMss: torch.Tensor, target_BPss: torch.Tensor) -> torch.Tensor:
+    """B x P x s x s: of each prompt's masks the one nearest to its target, which is bool."""
+    pairs = logits_BPMss.flatten(0, 1)
+    iou = _pairwise_iou(pairs[:, None] > 0, target_BPss.flatten(0, 1)[:, None])
+    best = pairs[torch.arange(len(pairs), device=pairs.device), iou[:, 0, :, 0].argmax(dim=1)]
+    return best.view_as(target_BPss)

@@ -207,8 +207,7 @@ def _with_other_light(rgb_HW3: NDArray[Any], rng: Random) -> Rgb:
 def with_prompts(example: Example, count: int, rng: Random) -> tuple[NDArray[np.generic], ...]:
     """The arrays of one row of a `Batch`, in its order.
 
-    Large masks are asked for more often, but not by their area. People click in the middle of what they mean,
-    and a grid's points fall anywhere: half of the clicks are like those, half like these.
+    Large masks are asked for more often, but not by their area.
     """
     masks = example.masks_NHW
     areas = masks.sum(axis=(1, 2))
@@ -217,13 +216,7 @@ def with_prompts(example: Example, count: int, rng: Random) -> tuple[NDArray[np.
     points, boxes = np.empty((count, 2), np.float32), np.empty((count, 4), np.float32)
     for i, mask in enumerate(masks[targets]):
         rows, columns = np.nonzero(mask)
-        picks = rng.integers(len(rows), size=_TRIES)
-        pick = picks[0]
-        if rng.random() < _CAREFUL:
-            padded = np.pad(mask.astype(np.uint8), 1)
-            depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
-            pick = picks[np.argmax(depth[rows[picks], columns[picks]])]
-        points[i] = columns[pick], rows[pick]
+        points[i] = _click(mask, rows, columns, rng)
         box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
         sides = np.tile(box[2:] - box[:2], 2)
         boxes[i] = np.clip(box + np.clip(rng.normal(0, 0.1, 4), -0.2, 0.2) * sides, 0, masks.shape[1])
@@ -233,3 +226,18 @@ def with_prompts(example: Example, count: int, rng: Random) -> tuple[NDArray[np.
         low[i] = cv2.resize(mask.astype(np.uint8) * 255, (side, side), interpolation=cv2.INTER_AREA)
     pixels = np.ascontiguousarray(example.rgb_HW3.transpose(2, 0, 1))
     return pixels, low, targets.astype(np.int64), points, boxes
+
+
+def _click(mask_HW: NDArray[np.bool_], rows: NDArray[Any], columns: NDArray[Any], rng: Random) -> tuple[int, int]:
+    """A pixel x, y of a mask, whose pixels' rows and columns are given.
+
+    People click in the middle of what they mean, and a grid's points fall anywhere: half of the clicks are like
+    those, half like these.
+    """
+    picks = rng.integers(len(rows), size=_TRIES)
+    pick = picks[0]
+    if rng.random() < _CAREFUL:
+        padded = np.pad(mask_HW.astype(np.uint8), 1)
+        depth_HW = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
+        pick = picks[np.argmax(depth_HW[rows[picks], columns[picks]])]
+    return columns[pick], rows[pick]
