@@ -61,6 +61,16 @@ def test_half_of_the_clicks_are_in_the_middle_and_half_anywhere() -> None:
     assert np.mean(depth > 14) == pytest.approx(0.43, abs=0.05)
 
 
+def test_masks_of_a_hundredth_of_the_picture_are_asked_for_most() -> None:
+    masks = np.zeros((3, 200, 200), bool)
+    masks[0, :5, :8] = True  # a thousandth
+    masks[1, 20:40, :20] = True  # a hundredth
+    masks[2, 100:180, :80] = True  # 16 hundredths
+    example = Example("three rectangles", np.zeros((200, 200, 3), np.uint8), masks)
+    targets = with_prompts(example, 4000, np.random.default_rng(0))[2]
+    assert np.bincount(targets, minlength=3) / 4000 == pytest.approx([1 / 16, 10 / 16, 5 / 16], abs=0.03)
+
+
 def test_pixels_and_masks_are_cut_and_mirrored_alike() -> None:
     rgb = np.full((90, 120, 3), 60, np.uint8)
     masks = np.zeros((2, 90, 120), bool)

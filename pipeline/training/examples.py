@@ -19,6 +19,7 @@ from pipeline.training.scenes import scene
 Rgb = NDArray[np.uint8]
 Random = np.random.Generator
 _SMALLEST: Final = 1 / 1000  # of the picture; smaller segments are dropped
+_USUAL: Final = 1 / 100  # of the picture: masks of that size are asked for most
 _WHOLE: Final = 0.25  # of the examples show a picture's whole height, half of them its whole width too
 _CAREFUL: Final = 0.5  # of the clicks are the innermost of some pixels of their mask, the others are any
 _TRIES: Final = 16  # such pixels
@@ -207,12 +208,13 @@ def _with_other_light(rgb_HW3: NDArray[Any], rng: Random) -> Rgb:
 def with_prompts(example: Example, count: int, rng: Random) -> tuple[NDArray[np.generic], ...]:
     """The arrays of one row of a `Batch`, in its order.
 
-    Large masks are asked for more often, but not by their area.
+    Masks of about a hundredth of the picture are asked for most: smaller ones are specks, and larger ones are
+    learnt soon.
     """
     masks = example.masks_NHW
-    areas = masks.sum(axis=(1, 2))
-    shares = areas**0.25 / (areas**0.25).sum()
-    targets = rng.choice(len(masks), count, p=shares)
+    areas = masks.mean(axis=(1, 2))
+    weights = np.minimum(areas, _USUAL) / np.maximum(areas, _USUAL) ** 0.25
+    targets = rng.choice(len(masks), count, p=weights / weights.sum())
     points, boxes = np.empty((count, 2), np.float32), np.empty((count, 4), np.float32)
     for i, mask in enumerate(masks[targets]):
         rows, columns = np.nonzero(mask)
