@@ -100,6 +100,11 @@ ROUNDS: Final = {
             seeds=(20, 21),
             share=0.5,
         ),
+        Round(
+            "--scenes 2 --stages 384:8:0.4 --stages 512:4:1 --warmup-steps 40 --learning-rate 5e-4",
+            seeds=(22,),
+            share=0.5,
+        ),
     ],
     "cuda": [
         Round(
